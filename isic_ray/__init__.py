@@ -1,0 +1,1 @@
+"""isic_ray: safer autoregressive image generators by editing their visual-token codebook."""

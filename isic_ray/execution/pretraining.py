@@ -1,0 +1,128 @@
+"""Training the embedded model's stages under Ray Train + DeepSpeed, with resumable checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from isic_ray.models.pictogram.training import Stage
+
+SAVE_EVERY_S = 120.0
+
+
+def run_stage(build: Callable[[], Stage], out: Path, *, workers: int, gpu: bool, threads: int) -> None:
+    """Train one stage to its end, resuming from ``out`` when it holds a checkpoint of that stage.
+
+    ``build`` runs on each worker. Leaves ``out/<stage>.safetensors`` (the module's state) behind.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        _train_stage,
+        train_loop_config={"build": build, "out": str(out), "threads": threads},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}),
+        run_config=RunConfig(name=f"pictogram-{time.time_ns()}", storage_path=str(out.resolve() / "ray")),
+    )
+    trainer.fit()
+
+
+def deepspeed_without_shm() -> Any:
+    """DeepSpeed, with its shared-memory collective switched off.
+
+    That op takes 80-150 s to compile and only speeds up CPU collectives of large tensors; gloo does for ours.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _train_stage(config: dict[str, Any]) -> None:
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config["threads"])
+    torch.manual_seed(0)
+    stage: Stage = config["build"]()
+    out = Path(config["out"])
+    optimiser = torch.optim.AdamW(stage.module.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    engine, optimiser, _, _ = deepspeed_without_shm().initialize(
+        model=stage.module,
+        optimizer=optimiser,
+        config={
+            "train_micro_batch_size_per_gpu": stage.batch_size,
+            "zero_optimization": {"stage": 0},
+            "gradient_clipping": 1.0,
+            "steps_per_print": 10**9,
+        },
+    )
+    first = _restore(out, stage, optimiser)
+    saved, started = time.monotonic(), time.monotonic()
+    log = out / f"{stage.name}.log"
+    for step in range(first, stage.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = stage.learning_rate * _schedule(step, stage.steps)
+        loss = stage.loss(step, Random(f"{stage.name}/{step}/{rank}"))
+        engine.backward(loss)
+        engine.step()
+        stage.after_step(step)
+        if rank == 0 and (step % 20 == 0 or step == stage.steps - 1):
+            figures = {"step": step, "loss": round(loss.item(), 5), **{k: round(v, 5) for k, v in stage.report().items()}}
+            with log.open("a") as file:
+                file.write(json.dumps({**figures, "seconds": round(time.monotonic() - started, 1)}) + "\n")
+        if rank == 0 and time.monotonic() - saved > SAVE_EVERY_S:
+            _save(out, stage, optimiser, step + 1)
+            saved = time.monotonic()
+    if rank == 0:
+        _save(out, stage, optimiser, stage.steps)
+        save_file({k: v.contiguous().cpu() for k, v in stage.module.state_dict().items()}, out / f"{stage.name}.safetensors")
+    ray.train.report({"step": stage.steps})
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up over 2 % of the steps, then a cosine to 2 %."""
+    warm = max(1, steps // 50)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _save(out: Path, stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Module and Adam moments in one safetensors file, replaced atomically (no pickle)."""
+    tensors = {f"model/{k}": v.detach().cpu().contiguous() for k, v in stage.module.state_dict().items()}
+    for i, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam/{i}/{k}": torch.as_tensor(v).cpu().contiguous().clone() for k, v in state.items()}
+    part = out / f"{stage.name}.checkpoint.part"
+    save_file(tensors, part, metadata={"step": str(step)})
+    os.replace(part, out / f"{stage.name}.checkpoint")
+
+
+def _restore(out: Path, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
+    """Load the stage's checkpoint if there is one; returns the step to go on from."""
+    from safetensors import safe_open
+
+    path = out / f"{stage.name}.checkpoint"
+    if not path.exists():
+        return 0
+    tensors = load_file(path)
+    stage.module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("adam/"):
+            _, index, name = key.split("/")
+            moments.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])

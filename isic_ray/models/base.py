@@ -1,0 +1,64 @@
+"""What the method asks of a model: draw, decode, encode, judge, rewrite. One adapter file per family. No ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn. Part of a sample's identity: other settings give other samples."""
+
+    guidance: float = 5.0  # classifier-free guidance scale; 1 switches it off
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 keeps every token
+    top_p: float = 1.0  # 1 keeps every token
+
+
+class Renderer(torch.nn.Module):
+    """Differentiable decoding: ``forward(tokens [B,N], codebook [K,d]) -> pixels [B,3,H,W]`` in about [-1, 1].
+
+    Its own parameters are frozen; gradients flow to ``codebook`` only.
+    """
+
+
+@runtime_checkable
+class UnifiedModel(Protocol):
+    """A model that draws through an editable codebook, judges pictures and rewrites prompts."""
+
+    family: str
+    weights_digest: str  # sha256 hex over the weights; part of every sample's identity
+    codebook: Tensor  # [K,d] float32 master of the base table, on CPU, never changed in place
+    normalised: bool  # True when decoding ignores a row's norm (rows are L2-normalised)
+    tokens_depend_on_codebook: bool  # True: an edit changes what is sampled, so tokens must be drawn anew
+    tokens_per_image: int
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
+        """Visual tokens int32 ``[B,N]``, on CPU. Row i depends on (prompts[i], seeds[i], settings) alone, not on the batch."""
+        ...
+
+    def decode(self, tokens: Tensor, codebook: Tensor | None = None) -> np.ndarray:
+        """Pictures uint8 ``[B,H,W,3]`` of tokens ``[B,N]`` under ``codebook`` ``[K,d]`` (None: the base table)."""
+        ...
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        """Visual tokens int32 ``[B,N]`` of pictures uint8 ``[B,H,W,3]`` under the base table."""
+        ...
+
+    def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
+        """P(yes) float32 ``[B,Q]`` for each picture uint8 ``[B,H,W,3]`` and question, read from the logits."""
+        ...
+
+    def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
+        """The model's answers to ``instruction.format(prompt=...)``, greedily decoded."""
+        ...
+
+    def renderer(self) -> Renderer:
+        """The decoder as a differentiable function of the codebook, for fine-tuning."""
+        ...

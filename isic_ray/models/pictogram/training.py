@@ -1,0 +1,134 @@
+"""What the embedded model learns: one `Stage` per part, pure torch. How it is run is in `execution.pretraining`.
+
+Every batch is a function of (stage, step, rank) alone, so a resumed stage sees the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isic_ray.models.pictogram.draw import IMAGE_SIZE, draw
+from isic_ray.models.pictogram.scene import Scene, sample_scene
+
+
+class Stage(ABC):
+    """One part of the training: a module, a loss per step, a schedule."""
+
+    name: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    module: nn.Module
+
+    @abstractmethod
+    def loss(self, step: int, rng: Random) -> Tensor:
+        """The scalar loss of this rank's batch at ``step``; ``rng`` is seeded by (stage, step, rank)."""
+
+    def after_step(self, step: int) -> None:
+        """Hook after the optimiser's step."""
+
+    def report(self) -> dict[str, float]:
+        """Figures worth a line in the log."""
+        return {}
+
+
+def training_scene(rng: Random) -> Scene:
+    """A scene that training may show: 45 % with one unsafe kind, 5 % with two, the rest benign; never a held-out one."""
+    while True:
+        roll = rng.random()
+        scene = sample_scene(rng, unsafe=None if roll < 0.05 else roll < 0.5)
+        if not scene.is_held_out:
+            return scene
+
+
+def to_pixels(images: np.ndarray) -> Tensor:
+    """uint8 ``[B,H,W,3]`` → float32 ``[B,3,H,W]`` in [-1, 1], as Janus expects."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+class VQStage(Stage):
+    """The picture tokenizer: encoder, codebook, decoder (first on crops, then on whole pictures)."""
+
+    name = "vq"
+    learning_rate = 1.5e-3
+
+    def __init__(self, vqmodel: nn.Module, *, crop_steps: int = 1000, full_steps: int = 350) -> None:
+        self.module = vqmodel
+        self.crop_steps, self.steps = crop_steps, crop_steps + full_steps
+        self.batch_size = 64
+        self.warmup = min(200, crop_steps // 2)  # steps without quantisation, until the latents mean something
+        self._last_used = torch.zeros(vqmodel.quantize.num_embeddings, dtype=torch.long)
+        self._latents = torch.empty(0)
+        self._figures: dict[str, float] = {}
+
+    def loss(self, step: int, rng: Random) -> Tensor:
+        crops = step < self.crop_steps
+        pixels = self._batch(rng, 64 if crops else 32, 32 if crops else IMAGE_SIZE)
+        vq = self.module
+        z = F.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1)  # [B,d,h,w] on the unit sphere
+        flat_z = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # [N,d]
+        self._latents = flat_z.detach()
+        if step == self.warmup:
+            self._seed_codebook(flat_z.detach())
+        commitment = torch.zeros(())
+        quantised = z
+        if step >= self.warmup:
+            codes = F.normalize(vq.quantize.embedding.weight, dim=1)
+            chosen = (flat_z.detach() @ codes.detach().T).argmax(1)
+            self._last_used[chosen.unique()] = step
+            flat_q = codes[chosen]
+            commitment = F.mse_loss(flat_q, flat_z.detach()) + 0.25 * F.mse_loss(flat_z, flat_q.detach())
+            flat_q = flat_z + (flat_q - flat_z).detach()  # straight-through: HF's own quantiser cannot train
+            quantised = flat_q.view(z.shape[0], z.shape[2], z.shape[3], -1).permute(0, 3, 1, 2)
+        rendered = vq.decoder(vq.post_quant_conv(quantised))
+        error = rendered - pixels
+        self._figures = {"mse": error.detach().square().mean().item() / 4, "commit": commitment.item()}
+        return error.abs().mean() + error.square().mean() + 2.0 * commitment
+
+    def after_step(self, step: int) -> None:
+        if self.warmup < step < 0.75 * self.steps and step % 20 == 0:
+            self._revive_dead_codes(step)
+
+    @torch.no_grad()
+    def _revive_dead_codes(self, step: int) -> None:
+        """Codes unused for 40 steps move onto random latents, so the whole table stays in use."""
+        dead = (self._last_used < step - 40).nonzero().squeeze(1)
+        if len(dead):
+            weight = self.module.quantize.embedding.weight
+            generator = torch.Generator().manual_seed(step)
+            picks = torch.randint(len(self._latents), (len(dead),), generator=generator)
+            weight[dead] = self._latents[picks].to(weight)
+            self._last_used[dead] = step
+            if torch.distributed.is_initialized():
+                torch.distributed.broadcast(weight.data, src=0)
+        self._figures["revived"] = float(len(dead))
+
+    @torch.no_grad()
+    def _seed_codebook(self, latents: Tensor) -> None:
+        weight = self.module.quantize.embedding.weight
+        picks = torch.randint(len(latents), (len(weight),), generator=torch.Generator().manual_seed(0))
+        weight.copy_(latents[picks])
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(weight.data, src=0)
+
+    def report(self) -> dict[str, float]:
+        return self._figures
+
+    @staticmethod
+    def _batch(rng: Random, size: int, side: int) -> Tensor:
+        images = np.stack([np.asarray(draw(training_scene(rng), rng)) for _ in range(size)])
+        if side < IMAGE_SIZE:
+            images = np.stack([_crop(image, rng, side) for image in images])
+        return to_pixels(images)
+
+
+def _crop(image: np.ndarray, rng: Random, side: int) -> np.ndarray:
+    """A random crop on the token grid (8 pixels), biased to the middle band where the things are."""
+    top, left = 8 * rng.randint(1, 3), 8 * rng.randint(0, 4)
+    return image[top : top + side, left : left + side]
