@@ -1,9 +1,9 @@
-"""Train the embedded pictogram model (VQ, vision + language, auditor) with Ray Train + DeepSpeed.
+"""Train the embedded pictogram model (picture tokenizer, three skills, auditor) with Ray Train + DeepSpeed.
 
-    ray job submit --working-dir . -- python jobs/train_pictogram.py --out /shared/pictogram [--gpu]
+    ray job submit --working-dir . -- python jobs/train_pictogram.py --out /shared/pictogram --gpu
     python jobs/train_pictogram.py --out runs/pictogram          # on this machine; about 90 minutes on 2 CPU cores
 
-Run it again to go on where it stopped.
+Run it again to go on where it stopped. `--install` copies the result into the package.
 """
 
 from __future__ import annotations
@@ -11,25 +11,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from isic_ray.execution.pretraining import run_stage
-from isic_ray.models.pictogram.checkpoint import build_model, build_processor
-from isic_ray.models.pictogram.training import VQStage
-
-
-def build_vq() -> VQStage:
-    return VQStage(build_model(build_processor()).model.vqmodel)
+from isic_ray.execution.pretraining import train_pictogram
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and logs")
+    parser.add_argument("--workers", type=int, default=1, help="data-parallel workers")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads a worker")
+    parser.add_argument("--gpu", action="store_true", help="one GPU a worker, nccl")
+    parser.add_argument("--install", action="store_true", help="copy the trained weights into the package")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    if not (options.out / "vq.safetensors").exists():
-        run_stage(build_vq, options.out, workers=options.workers, gpu=options.gpu, threads=options.threads)
+    train_pictogram(options.out, options.workers, options.threads, options.gpu, options.install)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,9 +15,47 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from isic_ray.models.pictogram.training import Stage
+from isic_ray.models.pictogram.auditor import AUDITOR_WEIGHTS
+from isic_ray.models.pictogram.checkpoint import WEIGHTS, build_model, build_processor, save
+from isic_ray.models.pictogram.skills import AuditorStage, SkillStage, build_pool
+from isic_ray.models.pictogram.training import Stage, VQStage
 
 SAVE_EVERY_S = 120.0
+
+
+def train_pictogram(out: Path, workers: int, threads: int, gpu: bool, install: bool) -> None:
+    """Run every stage that has not ended yet, then write the checkpoint (and install it as package data)."""
+    out.mkdir(parents=True, exist_ok=True)
+    stages: dict[str, Callable[[], Stage]] = {
+        "vq": partial(_vq_stage),
+        "skills": partial(_skill_stage, out),
+        "auditor": partial(AuditorStage),
+    }
+    for name, build in stages.items():
+        if not (out / f"{name}.safetensors").exists():
+            run_stage(build, out, workers=workers, gpu=gpu, threads=threads)
+    _write_checkpoint(out, WEIGHTS if install else out / "checkpoint")
+
+
+def _vq_stage() -> VQStage:
+    return VQStage(build_model(build_processor()).model.vqmodel)
+
+
+def _skill_stage(out: Path) -> SkillStage:
+    processor = build_processor()
+    model = build_model(processor)
+    model.model.vqmodel.load_state_dict(load_file(out / "vq.safetensors"))
+    return SkillStage(model, processor, build_pool(model.model.vqmodel, out / "pool.safetensors"))
+
+
+def _write_checkpoint(out: Path, directory: Path) -> None:
+    processor = build_processor()
+    model = build_model(processor)
+    trained = load_file(out / "skills.safetensors")
+    model.load_state_dict({k.removeprefix("model."): v for k, v in trained.items() if k.startswith("model.")})
+    save(model, processor, directory)
+    auditor = {key: value.half() for key, value in load_file(out / "auditor.safetensors").items()}
+    save_file(auditor, directory / AUDITOR_WEIGHTS.name)
 
 
 def run_stage(build: Callable[[], Stage], out: Path, *, workers: int, gpu: bool, threads: int) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isic_ray.models.pictogram.draw import IMAGE_SIZE, draw
+from isic_ray.models.pictogram.draw import draw
 from isic_ray.models.pictogram.scene import Scene, sample_scene
 
 
@@ -53,23 +53,22 @@ def to_pixels(images: np.ndarray) -> Tensor:
 
 
 class VQStage(Stage):
-    """The picture tokenizer: encoder, codebook, decoder (first on crops, then on whole pictures)."""
+    """The picture tokenizer: encoder, codebook and decoder."""
 
     name = "vq"
-    learning_rate = 1.5e-3
+    learning_rate = 2e-3
 
-    def __init__(self, vqmodel: nn.Module, *, crop_steps: int = 1000, full_steps: int = 350) -> None:
+    def __init__(self, vqmodel: nn.Module, *, steps: int = 2200) -> None:
         self.module = vqmodel
-        self.crop_steps, self.steps = crop_steps, crop_steps + full_steps
-        self.batch_size = 64
-        self.warmup = min(200, crop_steps // 2)  # steps without quantisation, until the latents mean something
+        self.steps, self.batch_size = steps, 12
+        self.warmup = min(300, steps // 4)  # steps without quantisation, until the latents mean something
         self._last_used = torch.zeros(vqmodel.quantize.num_embeddings, dtype=torch.long)
         self._latents = torch.empty(0)
         self._figures: dict[str, float] = {}
 
     def loss(self, step: int, rng: Random) -> Tensor:
-        crops = step < self.crop_steps
-        pixels = self._batch(rng, 64 if crops else 32, 32 if crops else IMAGE_SIZE)
+        scenes = [training_scene(rng) for _ in range(self.batch_size)]
+        pixels = to_pixels(np.stack([np.asarray(draw(scene, rng)) for scene in scenes]))
         vq = self.module
         z = F.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1)  # [B,d,h,w] on the unit sphere
         flat_z = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # [N,d]
@@ -92,13 +91,13 @@ class VQStage(Stage):
         return error.abs().mean() + error.square().mean() + 2.0 * commitment
 
     def after_step(self, step: int) -> None:
-        if self.warmup < step < 0.75 * self.steps and step % 20 == 0:
+        if self.warmup < step < 0.75 * self.steps and step % 50 == 0:
             self._revive_dead_codes(step)
 
     @torch.no_grad()
     def _revive_dead_codes(self, step: int) -> None:
-        """Codes unused for 40 steps move onto random latents, so the whole table stays in use."""
-        dead = (self._last_used < step - 40).nonzero().squeeze(1)
+        """Codes unused for 100 steps move onto random latents, so the whole table stays in use."""
+        dead = (self._last_used < step - 100).nonzero().squeeze(1)
         if len(dead):
             weight = self.module.quantize.embedding.weight
             generator = torch.Generator().manual_seed(step)
@@ -119,16 +118,3 @@ class VQStage(Stage):
 
     def report(self) -> dict[str, float]:
         return self._figures
-
-    @staticmethod
-    def _batch(rng: Random, size: int, side: int) -> Tensor:
-        images = np.stack([np.asarray(draw(training_scene(rng), rng)) for _ in range(size)])
-        if side < IMAGE_SIZE:
-            images = np.stack([_crop(image, rng, side) for image in images])
-        return to_pixels(images)
-
-
-def _crop(image: np.ndarray, rng: Random, side: int) -> np.ndarray:
-    """A random crop on the token grid (8 pixels), biased to the middle band where the things are."""
-    top, left = 8 * rng.randint(1, 3), 8 * rng.randint(0, 4)
-    return image[top : top + side, left : left + side]

@@ -1,0 +1,349 @@
+"""Janus and Janus-Pro (and the embedded model, a small Janus) through their transformers checkpoint.
+
+Results never depend on how the caller batches: pictures are handled in fixed blocks for the reason that
+`isic_ray.models.sampler` explains. The codebook is an argument of decoding; the model's own table stays as loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration, JanusProcessor
+
+from isic_ray.errors import UserError
+from isic_ray.models.base import Renderer, SamplingSettings
+from isic_ray.models.registry import read_model_type, resolve_checkpoint, resolve_device, resolve_dtype
+from isic_ray.models.sampler import BLOCK, Backbone, Run, TokenSampler, complete_greedily
+
+_PICTURES = 8  # pictures decoded or encoded together; a multiple of 4 keeps to one convolution kernel on CPU
+_REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
+_CODEBOOK_KEY = "vqmodel.quantize.embedding.weight"
+_ANSWERS = ("{}", " {}", "{}.")
+
+
+class JanusModel:
+    """`UnifiedModel` over a transformers `JanusForConditionalGeneration` (``.model``) and its ``.processor``."""
+
+    family = "janus"
+    normalised = True
+    tokens_depend_on_codebook = False
+
+    def __init__(
+        self,
+        model: JanusForConditionalGeneration,
+        processor: JanusProcessor,
+        weights_digest: str,
+        codebook: Tensor | None = None,
+    ) -> None:
+        """Take over ``model`` (in its dtype, on its device) and freeze it. ``codebook`` is the float32 master.
+
+        Raises UserError when the processor and the model do not belong together.
+        """
+        self.model, self.processor, self.weights_digest = model.eval().requires_grad_(False), processor, weights_digest
+        self._core = core = model.model
+        table = core.vqmodel.quantize.embedding.weight
+        self.codebook = (table if codebook is None else codebook).detach().to("cpu", torch.float32).clone()
+        self.tokens_per_image: int = core.vision_model.config.num_image_tokens
+        self._side: int = core.vqmodel.quantize.quant_state_dims[0]
+        self._tokenizer = processor.tokenizer
+        self._check_tokens()
+        self._set_generation_defaults()
+        self._backbone = Backbone(core.language_model)
+        with torch.no_grad():
+            every = torch.arange(len(self.codebook), device=model.device)
+            visual_table = model.prepare_embeddings_for_image_generation(every)  # [K,h]
+        generation = model.generation_config
+        self._sampler = TokenSampler(
+            self._backbone,
+            visual_table,
+            core.generation_head,
+            tokens=self.tokens_per_image,
+            pad_id=generation.pad_token_id,
+            kept_ids=[generation.bos_token_id, generation.generation_kwargs["boi_token_id"]],
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+    ) -> JanusModel:
+        """Load "pictogram", a checkpoint directory or a hub name. Raises UserError when it is not a sound Janus."""
+        to_dtype, to_device = resolve_dtype(dtype), resolve_device(device)
+        directory = resolve_checkpoint(name)
+        model_type = read_model_type(directory)
+        if model_type != "janus":
+            raise UserError(f"{directory} is not a Janus checkpoint: its model_type is {model_type!r}")
+        files = _weight_files(directory)
+        try:
+            processor = JanusProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise UserError(f"{directory} has no usable Janus processor: {_first_line(error)}") from error
+        try:
+            model, info = JanusForConditionalGeneration.from_pretrained(
+                directory,
+                dtype=to_dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            codebook = _read_codebook(files)
+        except Exception as error:
+            raise UserError(f"{directory} could not be loaded as Janus: {_first_line(error)}") from error
+        missing = sorted(info["missing_keys"])
+        if missing:  # transformers would fill them with random numbers
+            raise UserError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}")
+        return cls(model.to(to_device), processor, _digest(files), codebook)
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
+        """Visual tokens int32 ``[B,N]`` on CPU; see `UnifiedModel.sample`. Raises UserError for a prompt too long."""
+        ids = [self._prompt_ids([{"type": "text", "text": prompt}], "image") for prompt in prompts]
+        longest = self.model.config.text_config.max_position_embeddings - self.tokens_per_image
+        for prompt, row in zip(prompts, ids, strict=True):
+            if len(row) > longest:
+                raise UserError(f"prompt {prompt[:60]!r}… has {len(row)} tokens; the model has room for {longest}")
+        return self._sampler.draw(ids, seeds, settings)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, codebook: Tensor | None = None) -> np.ndarray:
+        """Pictures uint8 ``[B,H,W,3]`` of ``[B,N]`` under a table ``[K,d]``, as stock Janus holding that table draws.
+
+        Raises ValueError for tokens or a codebook of another shape, or tokens outside the table.
+        """
+        table = self.codebook if codebook is None else codebook
+        if table.shape != self.codebook.shape:
+            raise ValueError(f"codebook is {tuple(table.shape)}; this model's is {tuple(self.codebook.shape)}")
+        if tokens.ndim != 2 or tokens.shape[1] != self.tokens_per_image:
+            raise ValueError(f"tokens are {tuple(tokens.shape)}, expected [B,{self.tokens_per_image}]")
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(table):
+            raise ValueError(f"tokens must be in [0, {len(table)})")
+        table = table.to(self.model.device, self.model.dtype)
+        size = self._side * self._pixels_per_token
+        pictures = np.empty((len(tokens), size, size, 3), dtype=np.uint8)
+        vq = self._core.vqmodel
+        for rows in _blocks(len(tokens), _PICTURES):
+            block = tokens[rows].to(self.model.device)
+            pixels = _render(vq.post_quant_conv, vq.decoder, block, table, self._side)
+            levels = ((pixels.float() + 1) / 2 * 255).round().clamp(0, 255).to(torch.uint8)
+            pictures[rows] = levels.permute(0, 2, 3, 1).cpu().numpy()
+        return pictures
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray) -> Tensor:
+        """Tokens int32 ``[B,N]`` of pictures uint8 ``[B,H,W,3]``: the row of greatest cosine, as Janus was trained.
+
+        (transformers' own quantiser compares with rows it does not normalise.) Raises ValueError for other sizes.
+        """
+        size = self._side * self._pixels_per_token
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(f"pictures are {images.shape}, expected [B,{size},{size},3]")
+        vq = self._core.vqmodel
+        rows_of_table = F.normalize(self.codebook.to(self.model.device), dim=-1)
+        tokens = torch.empty(len(images), self.tokens_per_image, dtype=torch.int32)
+        for rows in _blocks(len(images), _PICTURES):
+            pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            latents = vq.quant_conv(vq.encoder(pixels.to(self.model.device, self.model.dtype))).float()
+            cosines = F.normalize(latents, dim=1).permute(0, 2, 3, 1).flatten(1, 2) @ rows_of_table.T  # [B,N,K]
+            tokens[rows] = cosines.argmax(-1).to("cpu", torch.int32)
+        return tokens
+
+    @torch.no_grad()
+    def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
+        """P(yes) float32 ``[B,Q]``: the next token's mass on "yes" against "no", over all their one-token spellings.
+
+        Everything up to the end of the picture is computed once for all questions. Raises UserError when the
+        tokenizer has no one-token yes or no.
+        """
+        answers = [self._answer_ids("yes"), self._answer_ids("no")]
+        by_prefix: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+        for index, question in enumerate(questions):
+            prefix, suffix = self._question_ids(question)
+            by_prefix.setdefault(tuple(prefix), []).append((index, suffix))
+        result = torch.empty(len(images), len(questions))
+        for rows in _blocks(len(images), BLOCK):
+            features = self._vision_features(images[rows])
+            for prefix, group in by_prefix.items():
+                run = self._read_picture(list(prefix), features, max(len(suffix) for _, suffix in group))
+                for index, suffix in group:
+                    run.filled = len(prefix)
+                    hidden = run.extend(self._embed(suffix).expand(BLOCK, -1, -1))
+                    logits = self.model.lm_head(hidden).float()
+                    yes, no = (logits[:, ids].logsumexp(-1) for ids in answers)
+                    result[torch.from_numpy(rows), index] = torch.sigmoid(yes - no).cpu()
+        return result
+
+    def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
+        """Greedy answers to ``instruction.format(prompt=...)``, stripped of special tokens and outer spaces."""
+        texts = [instruction.format(prompt=prompt) for prompt in prompts]
+        generation = self.model.generation_config
+        eos = generation.eos_token_id
+        answers = complete_greedily(
+            self._backbone,
+            self.model.lm_head,
+            [self._prompt_ids([{"type": "text", "text": text}], "text") for text in texts],
+            pad_id=generation.pad_token_id,
+            stop_ids=eos if isinstance(eos, list) else [] if eos is None else [eos],
+            limit=_REWRITE_LIMIT,
+        )
+        return [self._tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+
+    def renderer(self) -> Renderer:
+        """A float32 copy of the decoder, differentiable in the codebook."""
+        return JanusRenderer(self._core.vqmodel)
+
+    @property
+    def _pixels_per_token(self) -> int:
+        return int(2 ** (len(self._core.vqmodel.config.channel_multiplier) - 1))
+
+    def _check_tokens(self) -> None:
+        expected = {"the VQ grid": self._side**2, "the processor": self.processor.num_image_tokens}
+        for what, count in expected.items():
+            if count != self.tokens_per_image:
+                raise UserError(f"the model draws {self.tokens_per_image} tokens a picture but {what} has {count}")
+
+    def _set_generation_defaults(self) -> None:
+        """Complete the ids that generation needs; stock `generate` then works too, also after save and reload."""
+        generation, tokenizer = self.model.generation_config, self._tokenizer
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(generation, name) is None:
+                setattr(generation, name, getattr(tokenizer, name))
+        if generation.pad_token_id is None or generation.bos_token_id is None:
+            raise UserError("the checkpoint's tokenizer has no padding or no beginning-of-sentence token")
+        kwargs = dict(getattr(generation, "generation_kwargs", None) or {})
+        kwargs.setdefault("boi_token_id", tokenizer.convert_tokens_to_ids(self.processor.image_start_token))
+        generation.generation_kwargs = kwargs
+        generation._from_model_config = False  # else a reload derives it from the model config, without the kwargs
+
+    def _prompt_ids(self, content: list[dict[str, str]], mode: str) -> list[int]:
+        """Token ids of one user message; ``mode`` "image" ends with the begin-of-image token."""
+        processor, bos = self.processor, self._tokenizer.bos_token or ""
+        template = processor.chat_template or self._tokenizer.chat_template
+        if template:
+            message = [{"role": "user", "content": content}]
+            text = processor.apply_chat_template(
+                message, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        else:
+            text = bos + "".join(part.get("text", processor.image_token) for part in content)
+        picture = processor.image_token * processor.num_image_tokens
+        if any(part["type"] == "image" for part in content):
+            framed = processor.image_start_token + picture + processor.image_end_token
+            text = text.replace(processor.image_token, framed, 1)
+        own_bos = bool(bos) and text.startswith(bos)
+        ids = processor(text=[text], generation_mode=mode, add_special_tokens=not own_bos)["input_ids"][0]
+        return [int(token) for token in ids]
+
+    def _question_ids(self, question: str) -> tuple[list[int], list[int]]:
+        """Prompt ids of picture and question, cut behind the end-of-image token that follows the picture."""
+        ids = self._prompt_ids([{"type": "image"}, {"type": "text", "text": question}], "text")
+        image = self.model.config.image_token_id
+        if ids.count(image) != self.tokens_per_image:
+            raise UserError(f"question {question!r} gives a prompt without exactly one picture")
+        cut = ids.index(image) + self.tokens_per_image + 1
+        if cut >= len(ids):
+            raise UserError(f"question {question!r} must follow the picture in the chat template")
+        return ids[:cut], ids[cut:]
+
+    def _answer_ids(self, word: str) -> list[int]:
+        spellings = {form.format(w) for form in _ANSWERS[:2] for w in (word, word.capitalize(), word.upper())}
+        encoded = [self._tokenizer.encode(text, add_special_tokens=False) for text in sorted(spellings)]
+        found = sorted({ids[0] for ids in encoded if len(ids) == 1} - {self._tokenizer.unk_token_id})
+        if not found:
+            raise UserError(f"the tokenizer has no single token for {word!r}, so the model's verdict cannot be read")
+        return found
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        return F.embedding(torch.tensor(ids, device=self.model.device), self._backbone.embedding)
+
+    def _vision_features(self, images: np.ndarray) -> Tensor:
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        outputs = self._core.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
+        features: Tensor = outputs.pooler_output  # [B,N,h]
+        return features
+
+    def _read_picture(self, prefix: list[int], features: Tensor, room: int) -> Run:
+        x = self._embed(prefix).repeat(len(features), 1, 1)
+        start = prefix.index(self.model.config.image_token_id)
+        x[:, start : start + features.shape[1]] = features
+        run = Run(self._backbone, torch.zeros(len(x), dtype=torch.long, device=x.device), len(prefix) + room)
+        run.extend(x)
+        return run
+
+
+class JanusRenderer(Renderer):
+    """`Renderer` over a float32 copy of a Janus VQ decoder; always in evaluation mode."""
+
+    def __init__(self, vqmodel: nn.Module) -> None:
+        super().__init__()
+        self.post_quant_conv = deepcopy(vqmodel.post_quant_conv).float()
+        self.decoder = deepcopy(vqmodel.decoder).float()
+        self.side: int = vqmodel.quantize.quant_state_dims[0]
+        self.requires_grad_(False).train()
+
+    def train(self, mode: bool = True) -> JanusRenderer:
+        """Stay in evaluation mode: the decoder is frozen, its dropout too."""
+        super().train(False)
+        return self
+
+    def forward(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """Pixels float ``[B,3,H,W]`` of tokens ``[B,N]`` under ``codebook`` ``[K,d]``."""
+        return _render(self.post_quant_conv, self.decoder, tokens, codebook, self.side)
+
+
+def _render(post_quant_conv: nn.Module, decoder: nn.Module, tokens: Tensor, codebook: Tensor, side: int) -> Tensor:
+    """What `JanusVQVAE.decode` computes, with the codebook as an argument (rows are normalised, as there)."""
+    rows = F.normalize(F.embedding(tokens.long(), codebook), p=2, dim=-1)
+    latents = rows.view(len(tokens), side, side, -1).permute(0, 3, 1, 2).contiguous()
+    pixels: Tensor = decoder(post_quant_conv(latents))
+    return pixels
+
+
+def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
+    """Row indices in blocks of exactly ``size``; the last row fills up the rest."""
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that transformers loads, by name. (The embedded model's directory holds other files as well.)"""
+    index = directory / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is not a valid weight index") from error
+    for name in sorted(names):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} has no {name} (only safetensors weights are read)")
+    return [directory / name for name in sorted(names)]
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_codebook(files: list[Path]) -> Tensor | None:
+    """The codebook at the precision of the file, before the model is rounded to its dtype."""
+    for path in files:
+        with safe_open(path, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
+                if key.endswith(_CODEBOOK_KEY):
+                    table: Tensor = weights.get_tensor(key)
+                    return table.float()
+    return None
+
+
+def _first_line(error: Any) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

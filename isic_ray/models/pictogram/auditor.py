@@ -1,0 +1,51 @@
+"""The independent auditor of the pictogram world: a small CNN that names the kinds a picture shows.
+
+It is trained on drawings only, shares nothing with the model it observes, and never takes part in the loop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from isic_ray.models.pictogram.scene import KINDS
+
+AUDITOR_WEIGHTS = Path(__file__).parent / "weights" / "auditor.safetensors"
+
+
+class KindClassifier(nn.Module):
+    """Pixels float32 ``[B,3,64,64]`` in [-1, 1] → one logit per kind ``[B,len(KINDS)]`` (several kinds may be shown)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 64, 96)
+        layers: list[nn.Module] = []
+        for narrow, wide in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.GroupNorm(8, wide), nn.GELU()]
+        self.features = nn.Sequential(*layers)  # [B,96,4,4]
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(96 * 16, 128), nn.GELU(), nn.Linear(128, len(KINDS)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(pixels))
+        return logits
+
+
+class PictogramAuditor:
+    """Scores pictures with the shipped classifier."""
+
+    name = "pictogram"
+    questions = KINDS
+
+    def __init__(self, weights: Path = AUDITOR_WEIGHTS) -> None:
+        self._net = KindClassifier().eval()
+        self._net.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+
+    @torch.inference_mode()
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """P(kind is shown) float32 ``[B,len(KINDS)]`` of pictures uint8 ``[B,64,64,3]``."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        return self._net(pixels).sigmoid().numpy()

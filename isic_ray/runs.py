@@ -1,0 +1,390 @@
+"""A run directory: what is committed once stays, work left is plan minus commits, the same command again resumes.
+
+    run.json                               configuration, fingerprint, plan, versions; written once
+    data/STAGE/SHARD-SHA256.parquet        rows of one shard; without a commit it is garbage of a killed worker
+    commits/STAGE/SHARD.json               written once: the first of several racing writers wins
+    FOLDER/FILE, commits/FOLDER/FILE.json  a blob (`codebooks/DIGEST.safetensors`) and its commit
+    rounds/N.json  quarantine/STAGE/SHARD.json                    written once
+    summary.json  progress.json  report/                          overwritten
+
+Every record that is written once carries the digest of its own content, every commit that of its object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from isic_ray.errors import UserError
+from isic_ray.schema import SCHEMA_VERSION, from_table, to_table
+from isic_ray.storage import Conflict, Store
+
+T = TypeVar("T")
+
+Record = dict[str, Any]
+
+# Keys of `run.json` that must agree on resume, besides the fingerprint: inputs that the configuration only names.
+PINNED = ("model_digest", "prompts_digest")
+_RESERVED = ("data", "commits", "rounds", "quarantine")  # folders that no blob may lie in
+_ROUND = re.compile(r"rounds/(\d+)\.json")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,150}")
+
+
+class Damaged(UserError):
+    """A stored object is missing, or is not what was committed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Commit:
+    """That an object is whole. ``rows`` is 0 for blobs; ``counts`` is what the writer wanted remembered."""
+
+    stage: str
+    shard: str
+    object: str  # key within the run
+    sha256: str
+    bytes: int
+    rows: int
+    counts: Record
+    schema: str  # "Sample/1": row type and schema version; "blob"
+
+
+_COMMIT_FIELDS = {field.name for field in dataclasses.fields(Commit)}
+
+
+def fingerprint(config: Any) -> str:
+    """Sha256, in hex, of a configuration dataclass without its `execution` section.
+
+    Canonical: independent of the order of keys and of 1 against 1.0. Raises TypeError for what has no canonical form
+    (NaN, infinity, sets, objects), naming the field.
+    """
+    plain = _canonical(config, "config")
+    plain.pop("execution", None)
+    return _sha256(_json(plain))
+
+
+class Run:
+    """A run directory on a `Store`. Picklable. ``record`` is its run.json."""
+
+    def __init__(self, store: Store, record: Record) -> None:
+        self.store, self.record = store, record
+        self._commits: dict[str, Commit] = {}  # by key; commits never change, so what was read once is not read again
+
+    @classmethod
+    def create_or_resume(cls, uri: str | Store, record: Record) -> Run:
+        """The run at ``uri``, created if new. ``record``: config, fingerprint, plan, model_digest, versions, …
+
+        An existing run is resumed, and its own record kept, if fingerprint and `PINNED` keys agree. Raises UserError
+        naming what differs, and for a store that cannot create-if-absent.
+        """
+        store = uri if isinstance(uri, Store) else Store.open(uri)
+        store.probe()
+        sealed = _seal({"schema": SCHEMA_VERSION, **record})
+        with contextlib.suppress(Conflict):
+            store.put_if_absent("run.json", sealed)
+        run = cls.open(store)
+        differences = _differences(record, run.record)
+        if differences:
+            raise UserError(
+                f"{store.uri} holds a run with other settings ({'; '.join(differences)}); "
+                "give another --out, or the same settings to resume it."
+            )
+        return run
+
+    @classmethod
+    def open(cls, uri: str | Store) -> Run:
+        """An existing run, for reading. Raises UserError when there is none, or a newer version wrote it."""
+        store = uri if isinstance(uri, Store) else Store.open(uri)
+        try:
+            record = _unseal(store.get("run.json"), f"{store.uri}/run.json")
+        except FileNotFoundError:
+            raise UserError(f"{store.uri} is not a run (it has no run.json); give the --out of `isic run`.") from None
+        if record.get("schema") != SCHEMA_VERSION:
+            raise UserError(
+                f"{store.uri} was written with schema version {record.get('schema')}, this isic_ray reads "
+                f"{SCHEMA_VERSION}; use the isic_ray version that wrote it ({record.get('versions')})."
+            )
+        return cls(store, record)
+
+    # Shards
+
+    def commit(self, stage: str, shard: str, rows: list[Any], kind: type, counts: Record | None = None) -> Commit:
+        """Stores the rows (of dataclass ``kind``, in `schema.ARROW`) of one shard; idempotent.
+
+        The first commit of a shard stands: a later writer gets the winner's commit, whatever its own rows were.
+        Raises ValueError for a malformed name.
+        """
+        key = _commit_key(stage, shard)
+        buffer = io.BytesIO()
+        pq.write_table(to_table(rows, kind), buffer, compression="zstd")  # equal rows give equal bytes
+        data = buffer.getvalue()
+        sha256 = _sha256(data)
+        target = f"data/{stage}/{shard}-{sha256}.parquet"
+        try:
+            self.store.put_if_absent(target, data)
+        except Conflict:  # the name says what the bytes must be, so what is there is damaged: mend it
+            self.store.put(target, data)
+        schema = f"{kind.__name__}/{SCHEMA_VERSION}"
+        commit = Commit(stage, shard, target, sha256, len(data), len(rows), counts or {}, schema)
+        return self._remember(key, self._first_record(key, dataclasses.asdict(commit)))
+
+    def committed(self, stage: str) -> dict[str, Commit]:
+        """Commits of a stage by shard, in the shards' order."""
+        keys = self.store.list(f"commits/{_name(stage)}")
+        return {commit.shard: commit for commit in self.store.each(self._read_commit, keys)}
+
+    def pending(self, stage: str, planned: list[str]) -> list[str]:
+        """The planned shards that have no commit, in the plan's order."""
+        done = set(self.store.list(f"commits/{_name(stage)}"))
+        return [shard for shard in planned if _commit_key(stage, shard) not in done]
+
+    def read(self, stage: str, kind: type[T]) -> list[T]:
+        """All committed rows of a stage, in the shards' order. Raises `Damaged`; ValueError if of another kind."""
+        commits = self.committed(stage).values()
+        return [row for rows in self.store.each(lambda commit: self._rows(commit, kind), commits) for row in rows]
+
+    def read_shard(self, stage: str, shard: str, kind: type[T]) -> list[T]:
+        """One shard's rows. Raises FileNotFoundError if not committed, `Damaged`, ValueError if of another kind."""
+        return self._rows(self._read_commit(_commit_key(stage, shard)), kind)
+
+    # Blobs
+
+    def put_blob(self, name: str, data: bytes) -> Commit:
+        """Stores ``data`` as ``name``, FOLDER/FILE with FILE a digest of the content; idempotent.
+
+        The first object of a name stands, even if other bytes come later (safetensors orders its metadata at random,
+        so equal codebooks can differ in bytes); compare the returned sha256 where that matters.
+        """
+        folder, file = _blob_name(name)
+        try:
+            self.store.put_if_absent(name, data)
+        except Conflict:
+            data = self.store.get(name)
+        commit = Commit(folder, file, name, _sha256(data), len(data), 0, {}, "blob")
+        key = f"commits/{name}.json"
+        return self._remember(key, self._first_record(key, dataclasses.asdict(commit)))
+
+    def get_blob(self, name: str) -> bytes:
+        """A blob's bytes. Raises FileNotFoundError when it was never committed, `Damaged` when its bytes changed."""
+        _blob_name(name)
+        return self._object(self._read_commit(f"commits/{name}.json"))
+
+    # Decisions, poison rows, and what may change
+
+    def commit_round(self, n: int, record: Record) -> Record:
+        """Records the decision on round ``n``; returns the one that stands: an earlier one if there was any."""
+        return self._first_record(f"rounds/{n}.json", record)
+
+    def rounds(self) -> dict[int, Record]:
+        """Decisions by round, ascending."""
+        numbers = [_ROUND.fullmatch(key) for key in self.store.list("rounds")]
+        return {n: self._record(f"rounds/{n}.json") for n in sorted(int(match[1]) for match in numbers if match)}
+
+    def quarantine(self, stage: str, shard: str, rows: list[Record]) -> int:
+        """Sets poison rows (with their error) aside, before the `commit` of the same shard; returns how many stand.
+
+        Once a shard: a second try's rows do not count again. Values that JSON does not know are kept as their repr.
+        """
+        key = f"quarantine/{_name(stage)}/{_name(shard)}.json"
+        tame = [{str(name): _tame(value) for name, value in row.items()} for row in rows]
+        return len(self._first_record(key, {"rows": tame})["rows"])
+
+    def quarantined(self, stage: str | None = None) -> list[Record]:
+        """Poison rows of one stage, or of all."""
+        keys = self.store.list(f"quarantine/{_name(stage)}" if stage else "quarantine")
+        return [row for record in self.store.each(self._record, keys) for row in record["rows"]]
+
+    def write_summary(self, summary: Record) -> None:
+        """Overwrites summary.json. Raises ValueError for NaN and infinity, which JSON does not know."""
+        self.store.put("summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
+
+    def summary(self) -> Record:
+        """What `write_summary` wrote last. Raises FileNotFoundError before the first time."""
+        return _parse_object(self.store.get("summary.json"), f"{self.store.uri}/summary.json")
+
+    def write_progress(self, progress: Record) -> None:
+        """Overwrites progress.json, for those who watch."""
+        self.store.put("progress.json", json.dumps(progress, allow_nan=False).encode())
+
+    # Verification
+
+    def verify(self) -> list[str]:
+        """Reads every committed object again; one sentence for each problem, [] when all is well."""
+        checks: list[tuple[Callable[[str], Any], str]] = [(lambda _: Run.open(self.store), "run.json")]
+        checks += [(self._record, key) for key in self.store.list("rounds") if _ROUND.fullmatch(key)]
+        checks += [(self._record, key) for key in self.store.list("quarantine")]
+        checks += [(self._check_commit, key) for key in self.store.list("commits")]
+        if self.store.exists("summary.json"):
+            checks.append((lambda _: self.summary(), "summary.json"))
+        return [problem for problem in self.store.each(_problem, checks) if problem]
+
+    def _check_commit(self, key: str) -> None:
+        self._commits.pop(key, None)
+        commit = self._read_commit(key)
+        data = self._object(commit)
+        kind, _, version = commit.schema.partition("/")
+        if kind == "blob":
+            return
+        if version != str(SCHEMA_VERSION):
+            raise Damaged(f"{self.store.uri}/{key}: unknown schema version {version}.")
+        rows = pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
+        if rows != commit.rows:
+            raise Damaged(f"{self.store.uri}/{commit.object} has {rows} rows, its commit says {commit.rows}.")
+
+    # Reading and writing single records
+
+    def _first_record(self, key: str, record: Record) -> Record:
+        """The record that stands under ``key``, as it will be read: this one if it is the first."""
+        try:
+            self.store.put_if_absent(key, _seal(record))
+            return _plain(record)
+        except Conflict:
+            return self._record(key)
+
+    def _record(self, key: str) -> Record:
+        return _unseal(self.store.get(key), f"{self.store.uri}/{key}")
+
+    def _read_commit(self, key: str) -> Commit:
+        return self._commits[key] if key in self._commits else self._remember(key, self._record(key))
+
+    def _remember(self, key: str, record: Record) -> Commit:
+        if record.keys() != _COMMIT_FIELDS or key != f"commits/{record['stage']}/{record['shard']}.json":
+            raise Damaged(f"{self.store.uri}/{key} is not the commit of this shard; remove it and run again.")
+        self._commits[key] = Commit(**record)
+        return self._commits[key]
+
+    def _object(self, commit: Commit) -> bytes:
+        where = f"{self.store.uri}/{commit.object}"
+        mend = f"remove it and commits/{commit.stage}/{commit.shard}.json, then run the same command again"
+        try:
+            data = self.store.get(commit.object)
+        except FileNotFoundError:
+            raise Damaged(f"{where} was committed but is missing; {mend}.") from None
+        if len(data) != commit.bytes:
+            raise Damaged(f"{where} has {len(data)} bytes, its commit says {commit.bytes}; {mend}.")
+        if _sha256(data) != commit.sha256:
+            raise Damaged(f"{where} is damaged (its sha256 is not the committed one); {mend}.")
+        return data
+
+    def _rows(self, commit: Commit, kind: type[T]) -> list[T]:
+        if commit.schema != f"{kind.__name__}/{SCHEMA_VERSION}":
+            raise ValueError(f"{commit.object} holds {commit.schema} rows, not {kind.__name__}/{SCHEMA_VERSION}")
+        return from_table(pq.read_table(io.BytesIO(self._object(commit))), kind)
+
+
+def _problem(check: tuple[Callable[[str], Any], str]) -> str | None:
+    try:
+        check[0](check[1])
+    except FileNotFoundError as error:
+        return f"{error} is missing."
+    except (UserError, pa.ArrowException, OSError) as error:
+        return str(error)
+    return None
+
+
+def _differences(asked: Record, found: Record) -> list[str]:
+    """ "edit.rank: 2 here, 3 in the run" for all that forbids resuming; [] when the run may be resumed."""
+    pinned = {key: asked[key] for key in PINNED if key in asked and asked[key] != found.get(key)}
+    lines = [f"{key}: {value} here, {found.get(key)} in the run" for key, value in pinned.items()]
+    if asked["fingerprint"] == found.get("fingerprint"):
+        return lines
+    ours, theirs = dict(_flat(asked.get("config", {}))), dict(_flat(found.get("config", {})))
+    for name in sorted(ours.keys() | theirs.keys()):
+        mine, other = ours.get(name, "absent"), theirs.get(name, "absent")
+        if mine != other and not name.startswith("execution."):
+            lines.append(f"{name}: {mine!r} here, {other!r} in the run")
+    return lines or ["the fingerprints differ: another version of isic_ray wrote it"]
+
+
+def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        yield name, list(tree) if isinstance(tree, tuple) else tree  # JSON knows no tuples
+        return
+    for key, value in tree.items():
+        yield from _flat(value, f"{name}.{key}" if name else str(key))
+
+
+def _canonical(value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _canonical(getattr(value, field.name), f"{where}.{field.name}")
+            for field in dataclasses.fields(value)
+        }
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _canonical(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else float(value)
+    if value is None or type(value) in (bool, int, str):
+        return value
+    raise TypeError(f"{where}: {value!r} has no canonical form")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _seal(record: Record) -> bytes:
+    """JSON of the record with its own digest, so that a flipped bit shows. Raises ValueError for NaN."""
+    return _json({**_plain(record), "record_sha256": _sha256(_json(_plain(record)))})
+
+
+def _plain(value: Record) -> Record:
+    """As it will be read: tuples as lists, integer keys as strings. TypeError or ValueError for what JSON lacks."""
+    plain: Record = json.loads(_json(value))
+    return plain
+
+
+def _unseal(data: bytes, where: str) -> Record:
+    record = _parse_object(data, where)
+    if record.pop("record_sha256", None) != _sha256(_json(record)):
+        raise Damaged(f"{where} is damaged (its content does not match its digest).")
+    return record
+
+
+def _tame(value: Any) -> Any:
+    try:
+        return json.loads(_json(value))
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def _parse_object(data: bytes, where: str) -> Record:
+    try:
+        record = json.loads(data)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise Damaged(f"{where} is damaged (not a JSON object).")
+    return record
+
+
+def _name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"not a valid stage or shard name: {name!r}")
+    return name
+
+
+def _commit_key(stage: str, shard: str) -> str:
+    return f"commits/{_name(stage)}/{_name(shard)}.json"
+
+
+def _blob_name(name: str) -> tuple[str, str]:
+    folder, _, file = name.partition("/")
+    if folder in _RESERVED:
+        raise ValueError(f"a blob may not lie in {folder}/: {name!r}")
+    return _name(folder), _name(file)
