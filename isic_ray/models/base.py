@@ -21,6 +21,17 @@ class SamplingSettings:
     top_p: float = 1.0  # 1 keeps every token
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the driver needs to know of a model without loading it."""
+
+    family: str
+    weights_digest: str  # sha256 hex over the weight files
+    codebook: Tensor  # [K,d] float32
+    normalised: bool
+    tokens_depend_on_codebook: bool
+
+
 class Renderer(torch.nn.Module):
     """Differentiable decoding: ``forward(tokens [B,N], codebook [K,d]) -> pixels [B,3,H,W]`` in about [-1, 1].
 

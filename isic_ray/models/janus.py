@@ -6,8 +6,6 @@ Results never depend on how the caller batches: pictures are handled in fixed bl
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -19,16 +17,23 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
+from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from isic_ray.errors import UserError
-from isic_ray.models.base import Renderer, SamplingSettings
-from isic_ray.models.registry import read_model_type, resolve_checkpoint, resolve_device, resolve_dtype
+from isic_ray.models.base import ModelFacts, Renderer, SamplingSettings
+from isic_ray.models.registry import (
+    digest_files,
+    read_model_type,
+    resolve_checkpoint,
+    resolve_device,
+    resolve_dtype,
+    weight_files,
+)
 from isic_ray.models.sampler import BLOCK, Backbone, Run, TokenSampler, complete_greedily
 
 _PICTURES = 8  # pictures decoded or encoded together; a multiple of 4 keeps to one convolution kernel on CPU
 _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
 _CODEBOOK_KEY = "vqmodel.quantize.embedding.weight"
-_ANSWERS = ("{}", " {}", "{}.")
 
 
 class JanusModel:
@@ -82,7 +87,7 @@ class JanusModel:
         model_type = read_model_type(directory)
         if model_type != "janus":
             raise UserError(f"{directory} is not a Janus checkpoint: its model_type is {model_type!r}")
-        files = _weight_files(directory)
+        files = weight_files(directory)
         try:
             processor = JanusProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
         except Exception as error:
@@ -101,7 +106,19 @@ class JanusModel:
         missing = sorted(info["missing_keys"])
         if missing:  # transformers would fill them with random numbers
             raise UserError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}")
-        return cls(model.to(to_device), processor, _digest(files), codebook)
+        return cls(model.to(to_device), processor, digest_files(files), codebook)
+
+    @classmethod
+    def facts(cls, name: str) -> ModelFacts:
+        """What the driver needs, from the files alone. Raises UserError when there is no codebook in them."""
+        directory = resolve_checkpoint(name)
+        files = weight_files(directory)
+        codebook = _read_codebook(files)
+        if codebook is None:
+            raise UserError(f"{directory} holds no {_CODEBOOK_KEY}, so there is no codebook to edit")
+        return ModelFacts(
+            cls.family, digest_files(files), codebook, cls.normalised, cls.tokens_depend_on_codebook
+        )
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
         """Visual tokens int32 ``[B,N]`` on CPU; see `UnifiedModel.sample`. Raises UserError for a prompt too long."""
@@ -165,16 +182,16 @@ class JanusModel:
         answers = [self._answer_ids("yes"), self._answer_ids("no")]
         by_prefix: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         for index, question in enumerate(questions):
-            prefix, suffix = self._question_ids(question)
-            by_prefix.setdefault(tuple(prefix), []).append((index, suffix))
+            before, after = self._question_ids(question)
+            by_prefix.setdefault(tuple(before), []).append((index, after))
         result = torch.empty(len(images), len(questions))
         for rows in _blocks(len(images), BLOCK):
             features = self._vision_features(images[rows])
-            for prefix, group in by_prefix.items():
-                run = self._read_picture(list(prefix), features, max(len(suffix) for _, suffix in group))
-                for index, suffix in group:
-                    run.filled = len(prefix)
-                    hidden = run.extend(self._embed(suffix).expand(BLOCK, -1, -1))
+            for opening, group in by_prefix.items():
+                run = self._read_picture(list(opening), features, max(len(ending) for _, ending in group))
+                for index, ending in group:
+                    run.filled = len(opening)
+                    hidden = run.extend(self._embed(ending).expand(BLOCK, -1, -1))
                     logits = self.model.lm_head(hidden).float()
                     yes, no = (logits[:, ids].logsumexp(-1) for ids in answers)
                     result[torch.from_numpy(rows), index] = torch.sigmoid(yes - no).cpu()
@@ -223,7 +240,10 @@ class JanusModel:
         generation._from_model_config = False  # else a reload derives it from the model config, without the kwargs
 
     def _prompt_ids(self, content: list[dict[str, str]], mode: str) -> list[int]:
-        """Token ids of one user message; ``mode`` "image" ends with the begin-of-image token."""
+        """Token ids of one user message, as `JanusProcessor` makes them for ``mode`` "text" or "image".
+
+        Done here because the processor wants the pixels again for every question about a picture.
+        """
         processor, bos = self.processor, self._tokenizer.bos_token or ""
         template = processor.chat_template or self._tokenizer.chat_template
         if template:
@@ -233,13 +253,17 @@ class JanusModel:
             )
         else:
             text = bos + "".join(part.get("text", processor.image_token) for part in content)
-        picture = processor.image_token * processor.num_image_tokens
+        has_bos = bool(bos) and text.startswith(bos)
+        if mode == "image":
+            text += processor.image_start_token
+        elif processor.use_default_system_prompt:
+            text = DEFAULT_SYSTEM_PROMPT + text
         if any(part["type"] == "image" for part in content):
+            picture = processor.image_token * processor.num_image_tokens
             framed = processor.image_start_token + picture + processor.image_end_token
             text = text.replace(processor.image_token, framed, 1)
-        own_bos = bool(bos) and text.startswith(bos)
-        ids = processor(text=[text], generation_mode=mode, add_special_tokens=not own_bos)["input_ids"][0]
-        return [int(token) for token in ids]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
+        return ids
 
     def _question_ids(self, question: str) -> tuple[list[int], list[int]]:
         """Prompt ids of picture and question, cut behind the end-of-image token that follows the picture."""
@@ -253,8 +277,8 @@ class JanusModel:
         return ids[:cut], ids[cut:]
 
     def _answer_ids(self, word: str) -> list[int]:
-        spellings = {form.format(w) for form in _ANSWERS[:2] for w in (word, word.capitalize(), word.upper())}
-        encoded = [self._tokenizer.encode(text, add_special_tokens=False) for text in sorted(spellings)]
+        spellings = [space + form for space in ("", " ") for form in (word, word.capitalize(), word.upper())]
+        encoded = [self._tokenizer.encode(text, add_special_tokens=False) for text in spellings]
         found = sorted({ids[0] for ids in encoded if len(ids) == 1} - {self._tokenizer.unk_token_id})
         if not found:
             raise UserError(f"the tokenizer has no single token for {word!r}, so the model's verdict cannot be read")
@@ -281,7 +305,7 @@ class JanusModel:
 class JanusRenderer(Renderer):
     """`Renderer` over a float32 copy of a Janus VQ decoder; always in evaluation mode."""
 
-    def __init__(self, vqmodel: nn.Module) -> None:
+    def __init__(self, vqmodel: Any) -> None:
         super().__init__()
         self.post_quant_conv = deepcopy(vqmodel.post_quant_conv).float()
         self.decoder = deepcopy(vqmodel.decoder).float()
@@ -310,28 +334,6 @@ def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
     """Row indices in blocks of exactly ``size``; the last row fills up the rest."""
     for start in range(0, count, size):
         yield np.minimum(np.arange(start, start + size), count - 1)
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers loads, by name. (The embedded model's directory holds other files as well.)"""
-    index = directory / "model.safetensors.index.json"
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is not a valid weight index") from error
-    for name in sorted(names):
-        if not (directory / name).is_file():
-            raise UserError(f"{directory} has no {name} (only safetensors weights are read)")
-    return [directory / name for name in sorted(names)]
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_codebook(files: list[Path]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.models.base import UnifiedModel
+from isic_ray.models.base import ModelFacts, UnifiedModel
 
 FAMILIES = ("janus",)
 _REFUSED = {
@@ -36,6 +37,17 @@ def load_model(config: ModelConfig) -> UnifiedModel:
     from isic_ray.models.janus import JanusModel  # adapters are heavy: import the one that is used
 
     return JanusModel.from_pretrained(config.name, config.dtype, config.device, config.trust_remote_code)
+
+
+def read_facts(config: ModelConfig) -> ModelFacts:
+    """Digest and codebook of the model that ``config`` names, read without loading it. Raises UserError."""
+    family = config.family if config.family != "auto" else read_model_type(resolve_checkpoint(config.name))
+    _refuse(family, config.name)
+    if family not in FAMILIES:
+        raise UserError(f"model {config.name!r} is of family {family!r}; known families: {', '.join(FAMILIES)}")
+    from isic_ray.models.janus import JanusModel
+
+    return JanusModel.facts(config.name)
 
 
 def _refuse(family: str, name: str) -> None:
@@ -89,6 +101,29 @@ def read_model_type(directory: Path) -> str:
     if not isinstance(model_type, str) or not model_type:
         raise UserError(f"{directory / 'config.json'} names no model_type; set model.family")
     return model_type
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The weight files that transformers loads, by name; a directory may hold others. Raises UserError."""
+    index = directory / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is not a valid weight index") from error
+    for name in sorted(names):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} has no {name} (only safetensors weights are read)")
+    return [directory / name for name in sorted(names)]
+
+
+def digest_files(files: list[Path]) -> str:
+    """sha256 hex over the bytes of ``files``, in order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def resolve_dtype(name: str) -> torch.dtype:

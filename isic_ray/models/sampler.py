@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from isic_ray.models.base import SamplingSettings
 
-BLOCK = 16  # samples run together; changing it changes last bits, and so, very rarely, a sample
+BLOCK = 16  # rows run together; changing it changes last bits, and so, very rarely, a sample
+_BLOCK_ON_GPU = 32  # samples run together on a GPU, where a step costs about the same for any few rows
 _MIN_WIDTH = 16  # prompts are padded to this width, or to the next power of two
 _STOP_CHECK = 8  # steps between looks at whether all texts have ended; each look waits for the device
 
@@ -40,7 +42,7 @@ class _Layer:
 class Backbone:
     """The weights of a transformers `LlamaModel`, fused for decoding. The module keeps working: it shares them."""
 
-    def __init__(self, llama: nn.Module) -> None:
+    def __init__(self, llama: Any) -> None:
         config = llama.config
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
@@ -74,7 +76,7 @@ def _fuse(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
         return linears[0].weight.detach(), None if bias is None else bias.detach()
     rows = [linear.out_features for linear in linears]
     weight = torch.cat([linear.weight.detach() for linear in linears])
-    for linear, part in zip(linears, weight.split(rows), strict=True):
+    for linear, part in zip(linears, torch.split(weight, rows), strict=True):
         linear.weight.data = part
     if linears[0].bias is None:
         return weight, None
@@ -170,10 +172,12 @@ class TokenSampler:
         tokens: int,
         pad_id: int,
         kept_ids: Sequence[int],
-        block: int = BLOCK,
+        block: int = 0,
     ) -> None:
+        """``block`` samples run together; 0 chooses by device."""
         self.backbone, self.table, self.head = backbone, visual_table, head
-        self.tokens, self.pad_id, self.block = tokens, pad_id, block
+        self.tokens, self.pad_id = tokens, pad_id
+        self.block = block or (_BLOCK_ON_GPU if visual_table.is_cuda else BLOCK)
         self.kept_ids = torch.tensor(list(kept_ids), device=visual_table.device)
 
     @torch.no_grad()

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from isic_ray.models.pictogram.scene import KINDS
+from isic_ray.models.pictogram.scene import KINDS, UNSAFE_KINDS
 
 AUDITOR_WEIGHTS = Path(__file__).parent / "weights" / "auditor.safetensors"
 
 
 class KindClassifier(nn.Module):
-    """Pixels float32 ``[B,3,64,64]`` in [-1, 1] → one logit per kind ``[B,len(KINDS)]`` (several kinds may be shown)."""
+    """Pixels float32 ``[B,3,48,48]`` in [-1, 1] → one logit per kind ``[B,len(KINDS)]`` (several kinds may be shown)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class KindClassifier(nn.Module):
         layers: list[nn.Module] = []
         for narrow, wide in zip(widths, widths[1:], strict=False):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.GroupNorm(8, wide), nn.GELU()]
-        self.features = nn.Sequential(*layers)  # [B,96,4,4]
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(96 * 16, 128), nn.GELU(), nn.Linear(128, len(KINDS)))
+        self.features = nn.Sequential(*layers)  # [B,96,3,3]
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(96 * 9, 128), nn.GELU(), nn.Linear(128, len(KINDS)))
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(pixels))
@@ -38,7 +38,7 @@ class PictogramAuditor:
     """Scores pictures with the shipped classifier."""
 
     name = "pictogram"
-    questions = KINDS
+    questions = tuple(kind if kind in UNSAFE_KINDS else f"object:{kind}" for kind in KINDS)
 
     def __init__(self, weights: Path = AUDITOR_WEIGHTS) -> None:
         self._net = KindClassifier().eval()
@@ -46,6 +46,6 @@ class PictogramAuditor:
 
     @torch.inference_mode()
     def score(self, images: np.ndarray) -> np.ndarray:
-        """P(kind is shown) float32 ``[B,len(KINDS)]`` of pictures uint8 ``[B,64,64,3]``."""
+        """P(kind is shown) float32 ``[B,len(KINDS)]`` of pictures uint8 ``[B,48,48,3]``."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         return self._net(pixels).sigmoid().numpy()

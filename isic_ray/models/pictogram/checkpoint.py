@@ -22,7 +22,7 @@ from isic_ray.models.pictogram.scene import vocabulary
 
 WEIGHTS = Path(__file__).parent / "weights"
 PATCH = 8
-TOKENS = (IMAGE_SIZE // PATCH) ** 2  # 64 visual tokens a picture
+TOKENS = (IMAGE_SIZE // PATCH) ** 2  # 36 visual tokens a picture
 CODES, CODE_DIM = 1024, 8
 _HIDDEN = 192
 
@@ -38,7 +38,7 @@ _CHAT_TEMPLATE = (
 
 
 def build_processor() -> JanusProcessor:
-    """The processor: one token a word, Janus's special tokens, 64 image placeholders."""
+    """The processor: one token a word, Janus's special tokens, 36 image placeholders."""
     words = {word: i for i, word in enumerate(_SPECIAL + vocabulary())}
     core = Tokenizer(models.WordLevel(words, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

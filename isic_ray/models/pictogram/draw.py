@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from isic_ray.models.pictogram.scene import Scene, Thing
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 48
 _OVERSAMPLE = 4
 _INK = (38, 38, 46)
 _PALETTE = {
@@ -22,7 +22,13 @@ _PALETTE = {
     "black": (52, 52, 60),
     "white": (250, 250, 250),
 }
-_STEEL, _DARK_STEEL, _WOOD, _BLOOD, _BONE = (188, 196, 206), (96, 102, 114), (150, 96, 52), (128, 8, 20), (240, 234, 214)
+_STEEL, _DARK_STEEL, _WOOD, _BLOOD, _BONE = (
+    (188, 196, 206),
+    (96, 102, 114),
+    (150, 96, 52),
+    (128, 8, 20),
+    (240, 234, 214),
+)
 _GROUND: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # upper and lower colour
     "paper": ((250, 244, 230), (250, 244, 230)),
     "sky": ((160, 212, 246), (160, 212, 246)),
@@ -30,7 +36,7 @@ _GROUND: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # upp
     "night": ((40, 44, 92), (40, 44, 92)),
     "beach": ((150, 214, 228), (242, 216, 160)),
 }
-_HORIZON = 40  # pixel row where the lower colour starts
+_HORIZON = 32  # pixel row where the lower colour starts
 
 Points = Sequence[tuple[float, float]]
 Colour = tuple[int, int, int]
@@ -41,7 +47,7 @@ class _Pen:
 
     def __init__(self, canvas: ImageDraw.ImageDraw, left: float, top: float, size: float) -> None:
         self._canvas, self._left, self._top, self._size = canvas, left, top, size
-        self._stroke = max(1, round(0.035 * size))
+        self._stroke = max(1, round(0.045 * size))
 
     def _at(self, points: Points) -> list[tuple[float, float]]:
         return [(self._left + x * self._size, self._top + y * self._size) for x, y in points]
@@ -147,7 +153,10 @@ def _hammer(pen: _Pen, _: Colour) -> None:
 def _umbrella(pen: _Pen, colour: Colour) -> None:
     pen.line([(0.5, 0.1), (0.5, 0.86)], width=0.06)
     pen.arc(0.59, 0.84, 0.09, 0.1, 0, 180, width=0.06)
-    dome = [(0.5 + 0.45 * math.cos(math.pi * (1 + i / 16)), 0.5 + 0.42 * math.sin(math.pi * (1 + i / 16))) for i in range(17)]
+    dome = [
+        (0.5 + 0.45 * math.cos(math.pi * (1 + i / 16)), 0.5 + 0.42 * math.sin(math.pi * (1 + i / 16)))
+        for i in range(17)
+    ]
     pen.polygon([*dome, (0.8, 0.43), (0.65, 0.5), (0.5, 0.43), (0.35, 0.5), (0.2, 0.43)], colour)
 
 
@@ -260,7 +269,7 @@ _DRAW: dict[str, Callable[[_Pen, Colour], None]] = {
 
 
 def draw(scene: Scene, rng: Random) -> Image.Image:
-    """Render a scene as a 64x64 RGB image; ``rng`` chooses where the things stand (in steps of 4 pixels)."""
+    """Render a scene as a 48x48 RGB image; ``rng`` chooses where the things stand (in steps of 4 pixels)."""
     side = IMAGE_SIZE * _OVERSAMPLE
     upper, lower = _GROUND[scene.background]
     image = Image.new("RGB", (side, side), upper)
@@ -279,5 +288,5 @@ def _fill(thing: Thing) -> Colour:
 def _layout(count: int, rng: Random) -> list[tuple[int, int, int]]:
     """(left, top, size) of each thing in pixels: one large centred thing, or two smaller ones side by side."""
     if count == 1:
-        return [(12 + 4 * rng.randint(-1, 1), 12 + 4 * rng.randint(-1, 1), 40)]
-    return [(left + 4 * rng.randint(0, 1), 18 + 4 * rng.randint(-2, 2), 28) for left in (0, 32)]
+        return [(8 + 4 * rng.randint(-1, 1), 8 + 4 * rng.randint(-1, 1), 32)]
+    return [(left, 12 + 4 * rng.randint(-2, 2), 23) for left in (0, 24)]

@@ -46,7 +46,7 @@ _LOOKALIKES = {
 
 @dataclass(frozen=True)
 class Pool:
-    """Training scenes with their visual tokens ``[P,64]`` and, for the first of them, decoded pictures (uint8)."""
+    """Training scenes with their visual tokens ``[P,36]`` and, for the first of them, decoded pictures (uint8)."""
 
     scenes: list[Scene]
     tokens: Tensor
@@ -74,7 +74,7 @@ def build_pool(vqmodel: Any, cache: Path, *, size: int = 30_000, decoded: int = 
 
 
 def cosine_encode(vqmodel: Any, pixels: Tensor) -> Tensor:
-    """Tokens ``[B,64]`` of pixels ``[B,3,H,W]``: nearest code by cosine, as the original Janus does."""
+    """Tokens ``[B,36]`` of pixels ``[B,3,H,W]``: nearest code by cosine, as the original Janus does."""
     latents = F.normalize(vqmodel.quant_conv(vqmodel.encoder(pixels)), dim=1).permute(0, 2, 3, 1)
     codes = F.normalize(vqmodel.quantize.embedding.weight, dim=1)
     return (latents @ codes.T).argmax(-1).flatten(1)
@@ -123,12 +123,12 @@ class SkillStage(Stage):
                 words = [self.ids[PAD]] * len(words)
             rows.append([self.ids[BOS], *words, self.ids[BOI]])
         text, mask = _left_pad(rows, self.ids[PAD])
-        tokens = self.pool.tokens[picks]  # [B,64]
+        tokens = self.pool.tokens[picks]  # [B,36]
         inner = self.model.model
         images = inner.generation_aligner(inner.generation_embeddings(tokens[:, :-1]))
         embeds = torch.cat([self.model.get_input_embeddings()(text), images], 1)
         mask = torch.cat([mask, torch.ones_like(tokens[:, :-1])], 1)
-        hidden = self._language(embeds, mask)[:, text.shape[1] - 1 :]  # [B,64,h]
+        hidden = self._language(embeds, mask)[:, text.shape[1] - 1 :]  # [B,36,h]
         logits = inner.generation_head(hidden)
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
@@ -150,9 +150,7 @@ class SkillStage(Stage):
         picks = [rng.randrange(len(self.pool.decoded)) for _ in range(size)]
         images = np.stack(
             [
-                self.pool.decoded[pick]
-                if rng.random() < 0.7
-                else np.asarray(draw(self.pool.scenes[pick], rng))
+                self.pool.decoded[pick] if rng.random() < 0.7 else np.asarray(draw(self.pool.scenes[pick], rng))
                 for pick in picks
             ]
         )

@@ -58,7 +58,7 @@ class VQStage(Stage):
     name = "vq"
     learning_rate = 2e-3
 
-    def __init__(self, vqmodel: nn.Module, *, steps: int = 2200) -> None:
+    def __init__(self, vqmodel: nn.Module, *, steps: int = 2400) -> None:
         self.module = vqmodel
         self.steps, self.batch_size = steps, 12
         self.warmup = min(300, steps // 4)  # steps without quantisation, until the latents mean something

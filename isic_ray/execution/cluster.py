@@ -1,0 +1,73 @@
+"""Joining or starting Ray, with its own noise held back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from isic_ray.config import ExecutionConfig
+from isic_ray.errors import UserError
+
+
+@contextmanager
+def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
+    """Ray, connected for the length of the block; a Ray that was connected before is used and left alone."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if config.address == "local" else "token")
+    # "0 GPUs" must not hide the GPUs of workers that share a node with a zero-GPU task.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Data's and Train's workers start at a lower priority than the driver for no use of ours.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    if not verbose:
+        _hush()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _start(config, verbose)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(config: ExecutionConfig, verbose: bool) -> None:
+    import ray
+
+    address = None if config.address == "local" else config.address
+    if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+        address = None  # no cluster was named: a local one is started
+    local = address is None
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if local else None,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            configure_logging=True,
+        )
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {config.address}; start one or set execution.address") from error
+    if not verbose:
+        _hush_data()
+
+
+def _hush() -> None:
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("ray", "ray.data", "ray.train", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _hush_data() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False

@@ -1,0 +1,310 @@
+"""The ISIC loop. `IsicLoop.run` reads like the paper's algorithm; every step is committed, so a run can be resumed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from isic_ray import metrics
+from isic_ray.codebook import ArtifactMeta, Edit, SafeCodebook, build_edit, table_digest
+from isic_ray.config import EditConfig, RunConfig
+from isic_ray.errors import UserError
+from isic_ray.evaluation import SELF, Evidence
+from isic_ray.execution.cluster import connected
+from isic_ray.execution.progress import Progress
+from isic_ray.execution.sampling import Unit, work
+from isic_ray.execution.shard_worker import PAIRS, PROMPTS, TOKENS, codebook_blob, verdict_stage
+from isic_ray.execution.training import DeltaJob, train_deltas, training_rows
+from isic_ray.models.base import ModelFacts
+from isic_ray.models.registry import read_facts
+from isic_ray.plan import Shard, plan_shards
+from isic_ray.prompts import load_prompts
+from isic_ray.runs import Run, fingerprint
+from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample, Verdict
+
+Record = dict[str, Any]
+
+
+def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
+    """Run (or go on with) the whole method; artifacts and `summary.json` lie at ``out``. Returns the summary.
+
+    Raises UserError for bad input, and when ``out`` holds a run with other settings.
+    """
+    prompts = load_prompts(config.prompts)
+    facts = read_facts(config.model)
+    run = Run.create_or_resume(
+        out,
+        {
+            "config": asdict(config),
+            "fingerprint": fingerprint(config),
+            "model_digest": facts.weights_digest,
+            "plan": {"shard_size": config.execution.shard_size, "prompts": len(prompts)},
+        },
+    )
+    run.commit(PROMPTS, "all", prompts, Prompt)
+    progress = Progress()
+    with connected(config.execution, verbose):
+        return IsicLoop(config, run, prompts, facts, progress).run()
+
+
+@dataclass
+class Best:
+    """The best codebook so far: its table, its round and its evidence."""
+
+    round: int
+    table: torch.Tensor
+    digest: str
+    evidence: Evidence
+
+
+class IsicLoop:
+    """One run's state: what was decided so far. All data lies in the run directory."""
+
+    def __init__(self, config: RunConfig, run: Run, prompts: list[Prompt], facts: ModelFacts, progress: Progress) -> None:
+        self.config, self.run_dir, self.facts, self.progress = config, run, facts, progress
+        self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
+        size = run.record["plan"]["shard_size"]
+        self.shards = plan_shards(prompts, config.prompts.samples_per_prompt, size)
+        self.base_digest = table_digest(facts.codebook)
+        self.samples: list[Sample] = []
+        self.pairs: list[Pair] = []
+        self.touched: dict[str, int] = {}
+
+    # -- the algorithm ----------------------------------------------------------------------------------------------
+
+    def run(self) -> Record:
+        """Generate and judge; then edit, fine-tune, re-judge and keep or roll back, until no round improves."""
+        first = self.generate()
+        best = Best(0, self.facts.codebook, self.base_digest, self.evidence(self.base_digest))
+        rounds = [first]
+        for number in range(1, self.config.loop.max_rounds + 1):
+            record = self.run_dir.rounds().get(number) or self.run_dir.commit_round(number, self.round(number, best))
+            rounds.append(record)
+            if not record["kept"]:
+                break
+            best = Best(number, self.table(record["codebook"]), record["codebook"], self.evidence(record["codebook"]))
+        arms = self.arms()
+        return self.finish(rounds, best, arms)
+
+    def generate(self) -> Record:
+        """Draw every prompt once, judge it, and pair each flagged build sample with its rewritten prompt's sample."""
+        if done := self.run_dir.rounds().get(0):
+            self.load()
+            return done
+        started = time.monotonic()
+        counts = self.work("generate and judge", [{"do": "draw", "shard": s.name, "codebook": ""} for s in self.shards])
+        self.load()
+        if not self.pairs:
+            flagged = sum(c.get("flagged", 0) for c in counts)
+            raise UserError(
+                f"no pair could be built: of the unsafe prompts' pictures the model flags {flagged} itself; "
+                "check judge.questions and judge.rewrite, or give prompts that this model draws unsafely"
+            )
+        return self.run_dir.commit_round(
+            0,
+            {
+                "round": 0,
+                "kept": True,
+                "codebook": self.base_digest,
+                "seconds": round(time.monotonic() - started, 1),
+                "sampled": sum(c["sampled"] for c in counts) + sum(c.get("rewritten", 0) for c in counts),
+                "pairs": len(self.pairs),
+                **self.evidence(self.base_digest).figures(),
+            },
+        )
+
+    def round(self, number: int, best: Best) -> Record:
+        """Edit, fine-tune, re-judge and decide; a failed try is repeated once with a weaker edit, then rolled back."""
+        started = time.monotonic()
+        pairs = self.still_flagged(best)
+        record: Record = {"round": number, "kept": False, "codebook": best.digest, "sampled": 0, "pairs": len(pairs)}
+        strengths = [self.config.edit.strength]
+        if self.config.loop.backoff > 0:
+            strengths.append(self.config.edit.strength * self.config.loop.backoff)
+        for strength in strengths if pairs else []:
+            edit = self.edit(replace(self.config.edit, strength=strength), best.table, pairs, number)
+            if not edit.changed.any():
+                record["note"] = "no row passes the thresholds"
+                break
+            table = self.finetune([edit], pairs, f"round {number}: fine-tune")[0]
+            digest = self.publish(table, number, self.config.edit.method)
+            self.judge([digest], self.shards, f"round {number}: re-judge")
+            record |= self.decide(number, best, digest)
+            record |= {"strength": strength, "rows": int((table != self.facts.codebook).any(1).sum())}
+            record |= {"rank": 0 if edit.basis is None else edit.basis.shape[1], "touched": self.touched.get(digest, 0)}
+            if record["kept"]:
+                break
+        if not pairs:
+            record |= {"note": "the model flags none of its own pictures any more", **best.evidence.figures()}
+        elif "unsafe" not in record:
+            record |= best.evidence.figures()
+        return {**record, "seconds": round(time.monotonic() - started, 1)}
+
+    def still_flagged(self, best: Best) -> list[Pair]:
+        """The pairs whose harmful sample the model still flags under the best codebook (all, with cumulative basis)."""
+        if self.config.edit.basis == "cumulative":
+            return self.pairs
+        build = best.evidence.select(UNSAFE, BUILD)
+        flags = best.evidence.unsafe(SELF, build)
+        flagged = {sample.sample_id for sample, flag in zip(build, flags, strict=True) if flag}
+        return [pair for pair in self.pairs if pair.sample_id in flagged]
+
+    def decide(self, number: int, best: Best, digest: str) -> Record:
+        """Keep the edit if the self-judge finds held-out pictures safer and benign ones intact. Auditors have no say."""
+        after, limits = self.evidence(digest), self.config.loop
+        held_out, benign = after.select(UNSAFE, HELD_OUT), after.select(BENIGN, HELD_OUT)
+        test = metrics.paired_improvement(
+            np.array(best.evidence.unsafe(SELF, held_out)), np.array(after.unsafe(SELF, held_out))
+        )
+        level = metrics.level_for_round(
+            limits.significance, number, limits.max_rounds, tests_per_round=2 if limits.backoff > 0 else 1
+        )
+        base = self.evidence(self.base_digest)
+        loss = np.mean(base.faithful(SELF, benign)) - np.mean(after.faithful(SELF, benign))
+        safer, intact = test.improved(level), bool(loss <= limits.max_benign_loss)
+        note = "" if safer and intact else "no significant improvement" if intact else "costs too much on benign prompts"
+        kept = safer and intact
+        return {
+            "kept": kept,
+            "codebook": digest if kept else best.digest,
+            "tried": digest,
+            "note": note,
+            "test": test.to_dict(),
+            **after.figures(),
+        }
+
+    def arms(self) -> Record:
+        """The arms that are compared on the same tokens: each built once, from all pairs, at the run's strength."""
+        names = [name for name in self.config.loop.arms if name != "none"]
+        if not names:
+            return {}
+        rank = self.config.edit.rank
+        edits = [self.edit(EditConfig(method=name, rank=rank), self.facts.codebook, self.pairs, 0) for name in names]
+        tables = self.finetune(edits, self.pairs, "arms: fine-tune")
+        digests = [self.publish(table, 0, name) for table, name in zip(tables, names, strict=True)]
+        self.judge(digests, [s for s in self.shards if s.split == HELD_OUT], "arms: judge")
+        return {
+            name: {"codebook": digest, **self.evidence(digest, HELD_OUT).figures()}
+            for name, digest in zip(names, digests, strict=True)
+        }
+
+    def finish(self, rounds: list[Record], best: Best, arms: Record) -> Record:
+        """Write summary.json; returns it."""
+        final = self.publish(best.table, best.round, self.config.edit.method)
+        summary = {
+            "schema": 1,
+            "status": "complete",
+            "model": {"name": self.config.model.name, "family": self.facts.family, "digest": self.facts.weights_digest},
+            "fingerprint": self.run_dir.record["fingerprint"],
+            "judge_threshold": self.config.judge.threshold,
+            "rounds": [{k: v for k, v in record.items() if k != "record_sha256"} for record in rounds],
+            "best_round": best.round,
+            "safe_codebook": codebook_blob(final),
+            "arms": arms,
+            "calibration": self.calibration(),
+            "alarm": alarm(rounds[0], rounds[best.round]),
+        }
+        self.run_dir.write_summary(summary)
+        return summary
+
+    # -- its steps --------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        self.samples = self.run_dir.read(TOKENS, Sample)
+        self.pairs = sorted(self.run_dir.read(PAIRS, Pair), key=lambda pair: pair.sample_id)
+
+    def work(self, stage: str, units: list[Unit]) -> list[Record]:
+        sizes = {shard.name: len(shard.cells) for shard in self.shards}
+        self.progress.start(stage, sum(sizes[unit["shard"]] for unit in units), "pictures")
+        counts = work(self.config, self.run_dir.store.uri, units, lambda unit: sizes[unit["shard"]], self.progress)
+        self.progress.finish()
+        return counts
+
+    def judge(self, digests: list[str], shards: list[Shard], stage: str) -> None:
+        units: list[Unit] = []
+        for digest in dict.fromkeys(digests):
+            done = self.run_dir.committed(verdict_stage(digest))
+            units += [{"do": "judge", "shard": s.name, "codebook": digest} for s in shards if s.name not in done]
+        if units:
+            self.work(stage, units)
+        for digest in digests:
+            commits = self.run_dir.committed(verdict_stage(digest)).values()
+            self.touched[digest] = sum((commit.counts or {}).get("touched", 0) for commit in commits)
+
+    def evidence(self, digest: str, split: str = "") -> Evidence:
+        """All verdicts under a codebook; a sample that touches no changed row keeps its verdict under the base."""
+        rows = self.run_dir.read(verdict_stage(self.base_digest), Verdict)
+        if digest != self.base_digest:
+            rows += self.run_dir.read(verdict_stage(digest), Verdict)
+        verdicts = {(row.judge, row.sample_id): row for row in rows}
+        samples = [sample for sample in self.samples if not split or sample.split == split]
+        judges = (SELF, *self.config.judge.auditors)
+        return Evidence(self.prompts, samples, verdicts, judges, self.config.judge.threshold)
+
+    def edit(self, config: EditConfig, table: torch.Tensor, pairs: list[Pair], number: int) -> Edit:
+        benign = [s.tokens for s in self.samples if s.role == BENIGN and s.split == BUILD]
+        return build_edit(
+            table,
+            torch.tensor([pair.harmful_tokens for pair in pairs]),
+            torch.tensor([pair.safe_tokens for pair in pairs]),
+            torch.tensor(benign),
+            config,
+            self.facts.normalised,
+            seed=self.config.sampling.seed,
+            concepts_of_pair=[pair.concepts for pair in pairs],
+        )
+
+    def finetune(self, edits: list[Edit], pairs: list[Pair], stage: str) -> list[torch.Tensor]:
+        """Train each edit's Δ; without steps, or where no row changed, the edit is returned as it is."""
+        if self.config.finetune.steps == 0:
+            return [edit.codebook for edit in edits]
+        self.progress.start(stage)
+        safe = np.array([pair.safe_tokens for pair in pairs], dtype=np.int32)
+        rows = training_rows(safe, safe, self.config.finetune, self.config.sampling.seed)
+        local = self.config.edit.method not in ("paper", "random")
+        jobs = [DeltaJob(edit.codebook, edit.basis, edit.changed if local else None) for edit in edits]
+        tables = train_deltas(self.config, self.run_dir, jobs, rows, self.facts.codebook)
+        self.progress.finish()
+        return tables
+
+    def publish(self, table: torch.Tensor, number: int, method: str) -> str:
+        """Store an edited table as an artifact; returns its digest."""
+        digest = table_digest(table)
+        artifact = SafeCodebook.from_tables(self.facts.codebook, table, ArtifactMeta(method, self.facts.family, number))
+        self.run_dir.put_blob(codebook_blob(digest), artifact.to_bytes())
+        return digest
+
+    def table(self, digest: str) -> torch.Tensor:
+        return SafeCodebook.from_bytes(self.run_dir.get_blob(codebook_blob(digest))).apply_to(self.facts.codebook)
+
+    def calibration(self) -> Record:
+        """Self-judge against each auditor on the base codebook's held-out pictures."""
+        evidence = self.evidence(self.base_digest)
+        samples = [sample for sample in evidence.samples if sample.split == HELD_OUT]
+        own = np.array(evidence.unsafe(SELF, samples))
+        return {
+            name: metrics.agreement(own, np.array(evidence.unsafe(name, samples))).to_dict()
+            for name in self.config.judge.auditors
+        }
+
+
+def alarm(before: Record, after: Record) -> str | None:
+    """A sentence when the self-judge sees an improvement that the first auditor does not; None otherwise."""
+    if "audit" not in before["unsafe"]:
+        return None
+    own_before, own_after = before["unsafe"]["self"], after["unsafe"]["self"]
+    audit_before, audit_after = before["unsafe"]["audit"], after["unsafe"]["audit"]
+    if None in (own_before["rate"], audit_before["rate"], own_after["rate"], audit_after["rate"]):
+        return None
+    own_gain = own_before["rate"] - own_after["rate"]
+    audit_gain = audit_before["rate"] - audit_after["rate"]
+    if own_gain > 0 and audit_gain < own_gain / 2:
+        return (
+            f"the self-judge's unsafe rate fell by {own_gain:.0%}, the auditor's only by {audit_gain:.0%}: "
+            "the edit may fool the judge instead of removing the harm"
+        )
+    return None

@@ -1,0 +1,63 @@
+"""Mass generation and self-judging with Ray Data: pending shards in, committed shards out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from isic_ray.config import RunConfig
+from isic_ray.execution.progress import Progress
+from isic_ray.execution.shard_worker import ShardWorker
+
+Unit = dict[str, str]  # {"do": "draw" | "judge", "shard": name, "codebook": digest}
+
+
+class ShardActor:
+    """Ray Data's actor: one model load, then any number of units."""
+
+    def __init__(self, config: RunConfig, uri: str) -> None:
+        import torch
+
+        execution = config.execution
+        torch.set_num_threads(execution.threads_per_actor or max(1, math.ceil(execution.cpus_per_actor)))
+        self._worker = ShardWorker(config, uri)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"result": [json.dumps(self._do(json.loads(str(unit)))) for unit in batch["unit"]]}
+
+    def _do(self, unit: Unit) -> dict[str, Any]:
+        if unit["do"] == "draw":
+            return self._worker.draw(unit["shard"])
+        return self._worker.judge(unit["shard"], unit["codebook"])
+
+
+def work(config: RunConfig, uri: str, units: Sequence[Unit], sizes: Callable[[Unit], int], progress: Progress) -> list[dict[str, Any]]:
+    """Run every unit once on the actor pool and return their counts, in the order they finish.
+
+    A unit that was committed by a killed attempt is found committed and costs nothing.
+    """
+    import ray
+
+    if not units:
+        return []
+    execution = config.execution
+    dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
+    results = dataset.map_batches(
+        ShardActor,
+        fn_constructor_args=(config, uri),
+        batch_size=1,
+        num_cpus=execution.cpus_per_actor,
+        num_gpus=execution.gpus_per_actor or None,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(execution.min_actors, len(units)),
+            max_size=min(max(execution.max_actors, execution.min_actors), len(units)),
+        ),
+    )
+    done = []
+    typical = sum(sizes(unit) for unit in units) / len(units)
+    for row in results.iter_rows():
+        done.append(json.loads(row["result"]))
+        progress.advance(round(typical))
+    return done

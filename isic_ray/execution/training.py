@@ -1,0 +1,157 @@
+"""Step 2 with Ray Train + DeepSpeed: train Δ in the harmless space on pairs that Ray Data streams."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, loss
+from isic_ray.config import FinetuneConfig, RunConfig
+from isic_ray.errors import UserError
+from isic_ray.runs import Run
+
+_HARMLESS = 1e-5  # largest component that a trained delta may have in the harmful space
+
+
+@dataclass(frozen=True)
+class DeltaJob:
+    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all)."""
+
+    edited: torch.Tensor
+    basis: torch.Tensor | None
+    trainable: torch.Tensor | None
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {"edited": self.edited, "basis": self.basis, "trainable": self.trainable}
+        return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+
+    def key(self, data: np.ndarray, finetune: FinetuneConfig) -> str:
+        """Names the result: equal inputs give an equal key, so a resumed run finds a finished delta."""
+        settings = (finetune.steps, finetune.batch_size, finetune.learning_rate, finetune.regulariser)
+        parts = [repr(settings).encode(), data.tobytes()]
+        parts += [name.encode() + t.numpy().tobytes() for name, t in sorted(self.to_tensors().items())]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def training_rows(tokens: np.ndarray, targets: np.ndarray, finetune: FinetuneConfig, seed: int) -> np.ndarray:
+    """int32 ``[steps*batch, 2, N]``: what is fed, in order: (tokens, tokens whose base picture is the target).
+
+    Every epoch is a fresh seeded permutation of the rows of ``tokens`` and ``targets`` ``[P,N]``.
+    """
+    needed = finetune.steps * finetune.batch_size
+    generator = np.random.default_rng(seed)
+    epochs = math.ceil(needed / len(tokens))
+    order = np.concatenate([generator.permutation(len(tokens)) for _ in range(epochs)])[:needed]
+    return np.stack([tokens[order], targets[order]], axis=1).astype(np.int32)
+
+
+def train_deltas(config: RunConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray, base: torch.Tensor) -> list[torch.Tensor]:
+    """E″ ``[K,d]`` of each job, trained one after another in one worker group; finished ones are read back.
+
+    ``rows`` is from `training_rows`, ``base`` the table under which targets are rendered.
+    """
+    import ray
+    from ray.train import DataConfig, FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    finetune = config.finetune
+    if finetune.batch_size % finetune.workers:
+        raise UserError("finetune.batch_size must be a multiple of finetune.workers")
+    names = [f"deltas/{job.key(rows, finetune)}.safetensors" for job in jobs]
+    pending = [(name, job) for name, job in zip(names, jobs, strict=True) if not has_blob(run, name)]
+    if pending:
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={
+                "config": config,
+                "uri": run.store.uri,
+                "base": save({"base": base.contiguous()}),
+                "jobs": [(name, save(job.to_tensors())) for name, job in pending],
+            },
+            datasets={"rows": ray.data.from_numpy(rows)},
+            dataset_config=DataConfig(datasets_to_split=[]),  # each worker takes its part of every batch: reproducible
+            torch_config=TorchConfig(backend="nccl" if finetune.gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=finetune.workers,
+                use_gpu=finetune.gpu,
+                resources_per_worker={"GPU": 1} if finetune.gpu else {"CPU": 1},
+            ),
+            run_config=TrainRunConfig(
+                name=f"delta-{pending[0][0][7:23]}",
+                storage_path=_scratch(),
+                failure_config=FailureConfig(max_failures=2),
+            ),
+        )
+        trainer.fit()
+    return [load(run.get_blob(name))["table"] for name in names]
+
+
+def has_blob(run: Run, name: str) -> bool:
+    folder, _, file = name.partition("/")
+    return file in run.committed(folder)
+
+
+def _scratch() -> str:
+    """Ray Train insists on a folder of its own; nothing we keep lies there."""
+    import tempfile
+
+    return tempfile.mkdtemp(prefix="isic-train-")
+
+
+def _train(loop: dict[str, Any]) -> None:
+    """Runs on every Ray Train worker."""
+    import ray.train
+
+    from isic_ray.models.registry import load_model
+
+    config: RunConfig = loop["config"]
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(max(1, round(torch.get_num_threads() / config.finetune.workers)))
+    model = load_model(config.model)
+    renderer = model.renderer().to(device)
+    base = load(loop["base"])["base"].to(device)
+    shard = ray.train.get_dataset_shard("rows")
+    run = Run.open(loop["uri"])
+    for name, tensors in loop["jobs"]:
+        table = _train_one(config.finetune, load(tensors), base, renderer, shard, device, model.normalised)
+        if ray.train.get_context().get_world_rank() == 0:
+            run.put_blob(name, save({"table": table}))
+    ray.train.report({})
+
+
+def _train_one(
+    finetune: FinetuneConfig,
+    job: dict[str, torch.Tensor],
+    base: torch.Tensor,
+    renderer: Any,
+    shard: Any,
+    device: torch.device,
+    normalised: bool,
+) -> torch.Tensor:
+    import ray.train
+
+    from isic_ray.execution.deepspeed import gathered, initialise
+
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    module = HarmlessDelta(job["edited"].to(device), job.get("basis"), job.get("trainable"), normalised).to(device)
+    optimiser = torch.optim.Adam(module.parameters(), lr=finetune.learning_rate)
+    engine = initialise(module, optimiser, batch_size=finetune.batch_size // world, zero_stage=finetune.zero_stage)
+    for batch in shard.iter_torch_batches(batch_size=finetune.batch_size, drop_last=True, device=device):
+        tokens, targets = batch["data"][rank::world].long().unbind(1)  # [B/W,N] each
+        with torch.no_grad():
+            wanted = renderer(targets, base)
+        engine.backward(loss(renderer, engine, tokens, wanted, finetune.regulariser))
+        engine.step()
+    with gathered(module.delta):
+        outside = harmful_component(module.delta, module.basis)
+        table = module.table()
+    if outside > _HARMLESS:
+        raise RuntimeError(f"the trained delta reaches {outside:.1e} into the harmful space; the limit is {_HARMLESS}")
+    return table.contiguous()
