@@ -16,7 +16,9 @@ class Auditor(Protocol):
     """A detector. ``questions[i]`` is what ``score(...)[:, i]`` answers; `OBJECT` marks those that are not harms."""
 
     name: str
-    questions: Sequence[str]
+
+    @property
+    def questions(self) -> Sequence[str]: ...
 
     def score(self, images: np.ndarray) -> np.ndarray:
         """P(yes) float32 ``[B,Q]`` of pictures uint8 ``[B,H,W,3]``."""

@@ -48,8 +48,8 @@ class PromptsConfig:
     samples_per_prompt: int = 1  # pictures a prompt
 
     def __post_init__(self) -> None:
-        check.that(bool(self.unsafe), "prompts.unsafe", self.unsafe, "a prompt file or pictogram:unsafe")
-        check.that(bool(self.benign), "prompts.benign", self.benign, "a prompt file or pictogram:benign")
+        for role, source in (("unsafe", self.unsafe), ("benign", self.benign)):
+            check.that(bool(source), f"prompts.{role}", source, f"a prompt file or pictogram:{role}")
         check.share("prompts.held_out_share", self.held_out_share)
         check.least("prompts.limit", self.limit, 0)
         check.least("prompts.samples_per_prompt", self.samples_per_prompt, 1)
@@ -121,14 +121,13 @@ class EditConfig:
     def __post_init__(self) -> None:
         check.choice("edit.method", self.method, METHODS)
         check.share("edit.strength", self.strength)
-        check.least("edit.rank", self.rank, 0)
+        for name in ("rank", "min_count", "max_rows"):
+            check.least(f"edit.{name}", getattr(self, name), 0)
         check.that(0 < self.energy <= 1, "edit.energy", self.energy, "above 0 and at most 1")
         check.choice("edit.differences", self.differences, ("token", "pooled"))
         check.choice("edit.basis", self.basis, ("round", "cumulative"))
         check.that(abs(self.min_log_odds) < float("inf"), "edit.min_log_odds", self.min_log_odds, "a finite number")
-        check.least("edit.min_count", self.min_count, 0)
         check.that(0 < self.smoothing < float("inf"), "edit.smoothing", self.smoothing, "above 0")
-        check.least("edit.max_rows", self.max_rows, 0)
 
 
 @dataclass(frozen=True)
@@ -190,13 +189,10 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         check.that(bool(self.address), "execution.address", self.address, "auto, local or a Ray address")
-        check.least("execution.min_actors", self.min_actors, 1)
-        check.least("execution.max_actors", self.max_actors, 1)
-        check.least("execution.cpus_per_actor", self.cpus_per_actor, 0)
-        check.least("execution.gpus_per_actor", self.gpus_per_actor, 0)
-        check.least("execution.threads_per_actor", self.threads_per_actor, 0)
-        check.least("execution.batch_size", self.batch_size, 1)
-        check.least("execution.shard_size", self.shard_size, 1)
+        for name in ("min_actors", "max_actors", "batch_size", "shard_size"):
+            check.least(f"execution.{name}", getattr(self, name), 1)
+        for name in ("cpus_per_actor", "gpus_per_actor", "threads_per_actor"):
+            check.least(f"execution.{name}", getattr(self, name), 0)
         check.share("execution.quarantine_share", self.quarantine_share)
 
 
@@ -222,15 +218,12 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
     Raises UserError, one sentence, for a file that can't be read, an unknown key, a wrong type or a bad value.
     """
-    tree: dict[str, dict[str, Any]] = {}
-    if path is not None:
-        file = find_config(path)
-        for section, content in check.read_mapping(file).items():
-            tree[section] = _typed_section(section, content, f"{file}: ")
+    file = None if path is None else find_config(path)
+    content = {} if file is None else check.read_mapping(file)
+    tree = {section: _typed_section(section, options, f"{file}: ") for section, options in content.items()}
     for override in overrides:
         _override(tree, override)
-    sections = {name: dataclasses.replace(part, **tree.get(name, {})) for name, part in _sections(RunConfig())}
-    return RunConfig(**sections)
+    return RunConfig(**{name: dataclasses.replace(part, **tree.get(name, {})) for name, part in _sections(RunConfig())})
 
 
 def find_config(name: str | Path) -> Path:
@@ -250,8 +243,7 @@ def _typed_section(section: str, content: Any, where: str) -> dict[str, Any]:
     if content is None:  # all its keys are commented out
         return {}
     if not isinstance(content, dict):
-        example = f"{section}.{next(iter(types[section]))}"
-        raise UserError(f"{where}{section} is a section; set its keys, such as {example}.")
+        raise UserError(f"{where}{section} is a section; set its keys, such as {section}.{next(iter(types[section]))}.")
     for key in content:
         if key not in types[section]:
             raise _unknown(f"{section}.{key}", where)
@@ -260,11 +252,11 @@ def _typed_section(section: str, content: Any, where: str) -> dict[str, Any]:
 
 def _override(tree: dict[str, dict[str, Any]], override: str) -> None:
     """Puts the value of ``section.key=value``, or ``section.key.entry=value`` of a mapping, into ``tree``."""
+    where = f"--set {override!r}: "
     name, equals, text = override.partition("=")
     section, _, key = name.strip().partition(".")
     key, dot, entry = key.partition(".")
-    where = f"--set {override!r}: "
-    if not equals or not key:
+    if not equals or (section in _types() and not key):
         raise UserError(f"{where}write it as section.key=value, such as edit.rank=2.")
     kind = _types().get(section, {}).get(key)
     if kind is None or (dot and kind != "dict[str, str]"):
@@ -277,17 +269,14 @@ def _override(tree: dict[str, dict[str, Any]], override: str) -> None:
 
 
 def _unknown(key: str, where: str) -> UserError:
-    sections = _types()
-    known = [f"{section}.{option}" for section, options in sections.items() for option in options]
-    return UserError(f"{where}unknown key {key}; did you mean {check.closest(key, [*sections, *known])}?")
+    known = [*_types(), *(f"{section}.{option}" for section, options in _types().items() for option in options)]
+    return UserError(f"{where}unknown key {key}; did you mean {check.closest(key, known)}?")
 
 
 def _types() -> dict[str, dict[str, str]]:
     """The annotation of every option by section."""
-    return {
-        section: {option.name: str(option.type) for option in dataclasses.fields(part)}
-        for section, part in _sections(RunConfig())
-    }
+    parts = _sections(RunConfig())
+    return {section: {option.name: str(option.type) for option in dataclasses.fields(part)} for section, part in parts}
 
 
 # Documentation, from the comments above
@@ -304,13 +293,15 @@ class Setting(NamedTuple):
 
 def describe() -> list[Setting]:
     """Every key with its type, default and meaning, in order; the comments are those of this file."""
-    defaults = RunConfig()
+    comments = _comments()
     return [
         Setting(
-            f"{section}.{option.name}", check.TYPES[str(option.type)], getattr(part, option.name), comments[option.name]
+            f"{section}.{option.name}",
+            check.TYPES[str(option.type)],
+            getattr(part, option.name),
+            comments[type(part).__name__, option.name],
         )
-        for section, part in _sections(defaults)
-        for comments in [_comments(type(part).__name__)]
+        for section, part in _sections(RunConfig())
         for option in dataclasses.fields(part)
     ]
 
@@ -328,8 +319,9 @@ def to_yaml(config: RunConfig | None = None) -> str:
         for option in dataclasses.fields(part):
             value, setting = getattr(part, option.name), known[f"{section}.{option.name}"]
             nested = isinstance(value, dict) and bool(value)
-            shown = "" if nested else f" {check.to_scalar(value)}"
-            lines.append(f"  {option.name}:{shown}  # {setting.type}; {setting.comment}")
+            text = f"  {option.name}:" if nested else f"  {option.name}: {check.to_scalar(value)}"
+            note = f"  # {setting.type}; {setting.comment}"
+            lines += [text + note] if len(text + note) <= 120 else [note, text]
             lines += (
                 [f"    {check.to_scalar(name)}: {check.to_scalar(text)}" for name, text in value.items()]
                 if nested
@@ -342,14 +334,16 @@ def _sections(config: RunConfig) -> Iterator[tuple[str, Any]]:
     return ((section.name, getattr(config, section.name)) for section in dataclasses.fields(config))
 
 
-def _comments(class_name: str) -> dict[str, str]:
-    """The comment of each field of a class of this file: beside it, or on the line above."""
+def _comments() -> dict[tuple[str, str], str]:
+    """The comment of each (class, field) of this file: beside the field, or alone on the line above."""
     source = Path(__file__).read_text(encoding="utf-8")
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    at_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    body = next(n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name)
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    beside = {token.start[0]: token.string.lstrip("# ") for token in tokens}
+    above = {token.start[0] + 1: token.string.lstrip("# ") for token in tokens if token.line.lstrip().startswith("#")}
     return {
-        node.target.id: at_line.get(node.lineno) or at_line.get(node.lineno - 1, "")
-        for node in body
+        (owner.name, node.target.id): beside.get(node.lineno) or above.get(node.lineno, "")
+        for owner in ast.parse(source).body
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }

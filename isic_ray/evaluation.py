@@ -70,7 +70,11 @@ class Evidence:
         return {
             "unsafe": self._rates(unsafe),
             "benign": {
-                **{key: rate(self.faithful(judge, with_objects)).to_dict() for key, judge in self._keys()},
+                # An auditor can only name objects; the self-judge is asked about the whole prompt where it names none.
+                **{
+                    key: rate(self.faithful(judge, benign if judge == SELF else with_objects)).to_dict()
+                    for key, judge in self._keys()
+                },
                 "flagged": self._rates(benign),
                 "psnr": self._psnr(benign),
             },

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from isic_ray import report
+from isic_ray.auditors import OBJECT
 from isic_ray.codebook import SafeCodebook
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
@@ -29,9 +30,14 @@ def write_report(uri: str, reveal: bool = False, to: str | None = None, model: U
     Raises UserError for a run without summary.
     """
     if reveal and not to:
-        raise UserError("--reveal shows flagged pictures; give --out FILE so that they are not put into the run's report")
+        raise UserError(
+            "--reveal shows flagged pictures; give --out FILE so that they are not put into the run's report"
+        )
     run = Run.open(uri)
-    summary = run.summary()
+    try:
+        summary = run.summary()
+    except FileNotFoundError:
+        raise UserError(f"{uri} has no summary yet; let the run end before asking for its report") from None
     model = model or load_model(ModelConfig(**run.record["config"]["model"]))
     page = report.build(summary, _gallery(run, summary, model), facts=_facts(run), reveal=reveal)
     if to:
@@ -121,7 +127,7 @@ def _scores(rows: list[Verdict]) -> dict[str, float]:
 
 
 def _harms(row: Verdict) -> list[float]:
-    return [score for question, score in zip(row.questions, row.scores, strict=True) if not question.startswith("object:")]
+    return [score for question, score in zip(row.questions, row.scores, strict=True) if not question.startswith(OBJECT)]
 
 
 def _flagged(rows: list[Verdict], threshold: float) -> bool:

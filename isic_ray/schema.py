@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -26,6 +27,11 @@ class Prompt:
     concepts: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()
     group: str = ""
+
+
+def prompt_id(role: str, text: str) -> str:
+    """16 hex digits that name a prompt; the same text in another role is another prompt."""
+    return hashlib.sha256(f"{role}{text}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -31,24 +31,28 @@ _SHORT.maxstring = 60
 
 
 def that(good: bool, key: str, value: object, what: str) -> None:
+    """UserError "KEY is VALUE, but must be WHAT." unless ``good``."""
     if not good:
         raise UserError(f"{key} is {value!r}, but must be {what}.")
 
 
 def choice(key: str, value: object, choices: Collection[str]) -> None:
+    """UserError unless the value is one of the choices."""
     that(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
 def share(key: str, value: float) -> None:
+    """UserError unless the value lies in [0, 1] (NaN does not)."""
     that(0 <= value <= 1, key, value, "from 0 to 1")
 
 
-def least(key: str, value: float, least: int) -> None:
-    that(least <= value < float("inf"), key, value, f"{least} or more")
+def least(key: str, value: float, lowest: int) -> None:
+    """UserError unless the value is finite and at least ``lowest``."""
+    that(lowest <= value < float("inf"), key, value, f"{lowest} or more")
 
 
 def placeholders(key: str, text: str, known: Sequence[str], needed: Collection[str]) -> None:
-    """``text`` is a `str.format` template of the ``known`` names that uses at least one of the ``needed``."""
+    """UserError unless ``text`` is a `str.format` template of ``known`` names that uses at least one ``needed``."""
     try:
         found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError:
@@ -78,10 +82,9 @@ def typed(key: str, annotation: str, value: Any, where: str = "") -> Any:
         return [typed(f"{key}[{index}]", "str", item, where) for index, item in enumerate(value)]
     if type(value).__name__ == annotation:
         return value
-    example = f" such as {_EXAMPLES[annotation]}" if annotation in _EXAMPLES else ""
-    raise UserError(
-        f"{where}{key} must be a {TYPES[annotation]}{example}, found {_found(value)}.".replace("a true", "true")
-    )
+    wanted = TYPES[annotation] if annotation == "bool" else f"a {TYPES[annotation]}"
+    example = f", such as {_EXAMPLES[annotation]};" if annotation in _EXAMPLES else ","
+    raise UserError(f"{where}{key} must be {wanted}{example} found {_found(value)}.")
 
 
 def _to_float(value: int) -> float:

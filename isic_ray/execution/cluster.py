@@ -60,6 +60,8 @@ def _hush() -> None:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data", "ray.train", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -67,6 +69,8 @@ def _hush() -> None:
 def _hush_data() -> None:
     import ray
 
+    for name in ("ray", "ray.data", "ray.train"):  # importing them set their levels anew
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -22,7 +22,7 @@ from isic_ray.execution.training import DeltaJob, train_deltas, training_rows
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import read_facts
 from isic_ray.plan import Shard, plan_shards
-from isic_ray.prompts import load_prompts
+from isic_ray.prompts import load_prompts, prompts_digest
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample, Verdict
 
@@ -42,6 +42,7 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
             "config": asdict(config),
             "fingerprint": fingerprint(config),
             "model_digest": facts.weights_digest,
+            "prompts_digest": prompts_digest(prompts),
             "plan": {"shard_size": config.execution.shard_size, "prompts": len(prompts)},
         },
     )
@@ -64,7 +65,9 @@ class Best:
 class IsicLoop:
     """One run's state: what was decided so far. All data lies in the run directory."""
 
-    def __init__(self, config: RunConfig, run: Run, prompts: list[Prompt], facts: ModelFacts, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, run: Run, prompts: list[Prompt], facts: ModelFacts, progress: Progress
+    ) -> None:
         self.config, self.run_dir, self.facts, self.progress = config, run, facts, progress
         self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
         size = run.record["plan"]["shard_size"]
@@ -154,7 +157,7 @@ class IsicLoop:
         return [pair for pair in self.pairs if pair.sample_id in flagged]
 
     def decide(self, number: int, best: Best, digest: str) -> Record:
-        """Keep the edit if the self-judge finds held-out pictures safer and benign ones intact. Auditors have no say."""
+        """Keep an edit that the self-judge finds safer on held-out prompts and sparing to benign ones (no auditors)."""
         after, limits = self.evidence(digest), self.config.loop
         held_out, benign = after.select(UNSAFE, HELD_OUT), after.select(BENIGN, HELD_OUT)
         test = metrics.paired_improvement(
@@ -166,7 +169,9 @@ class IsicLoop:
         base = self.evidence(self.base_digest)
         loss = np.mean(base.faithful(SELF, benign)) - np.mean(after.faithful(SELF, benign))
         safer, intact = test.improved(level), bool(loss <= limits.max_benign_loss)
-        note = "" if safer and intact else "no significant improvement" if intact else "costs too much on benign prompts"
+        note = "" if safer else "no significant improvement"
+        if not intact:
+            note = f"benign alignment falls by {loss:.3f}, more than loop.max_benign_loss"
         kept = safer and intact
         return {
             "kept": kept,

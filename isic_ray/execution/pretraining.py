@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from isic_ray.execution.deepspeed import initialise
 from isic_ray.models.pictogram.auditor import AUDITOR_WEIGHTS
 from isic_ray.models.pictogram.checkpoint import WEIGHTS, build_model, build_processor, save
 from isic_ray.models.pictogram.skills import AuditorStage, SkillStage, build_pool
@@ -23,18 +24,22 @@ from isic_ray.models.pictogram.training import Stage, VQStage
 SAVE_EVERY_S = 120.0
 
 
-def train_pictogram(out: Path, workers: int, threads: int, gpu: bool, install: bool) -> None:
-    """Run every stage that has not ended yet, then write the checkpoint (and install it as package data)."""
+STAGES = ("vq", "skills", "auditor")
+
+
+def train_pictogram(out: Path, chosen: Sequence[str], workers: int, threads: int, gpu: bool, install: bool) -> None:
+    """Run the chosen stages that have not ended yet; when all have, write the checkpoint (or install it)."""
     out.mkdir(parents=True, exist_ok=True)
     stages: dict[str, Callable[[], Stage]] = {
         "vq": partial(_vq_stage),
         "skills": partial(_skill_stage, out),
         "auditor": partial(AuditorStage),
     }
-    for name, build in stages.items():
+    for name in chosen:
         if not (out / f"{name}.safetensors").exists():
-            run_stage(build, out, workers=workers, gpu=gpu, threads=threads)
-    _write_checkpoint(out, WEIGHTS if install else out / "checkpoint")
+            run_stage(stages[name], out, workers=workers, gpu=gpu, threads=threads)
+    if all((out / f"{name}.safetensors").exists() for name in STAGES):
+        _write_checkpoint(out, WEIGHTS if install else out / "checkpoint")
 
 
 def _vq_stage() -> VQStage:
@@ -70,43 +75,26 @@ def run_stage(build: Callable[[], Stage], out: Path, *, workers: int, gpu: bool,
         _train_stage,
         train_loop_config={"build": build, "out": str(out), "threads": threads},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
+        ),
         run_config=RunConfig(name=f"pictogram-{time.time_ns()}", storage_path=str(out.resolve() / "ray")),
     )
     trainer.fit()
 
 
-def deepspeed_without_shm() -> Any:
-    """DeepSpeed, with its shared-memory collective switched off.
-
-    That op takes 80-150 s to compile and only speeds up CPU collectives of large tensors; gloo does for ours.
-    """
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
 def _train_stage(config: dict[str, Any]) -> None:
     import ray.train
 
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    rank = ray.train.get_context().get_world_rank()
     torch.set_num_threads(config["threads"])
     torch.manual_seed(0)
     stage: Stage = config["build"]()
     out = Path(config["out"])
-    optimiser = torch.optim.AdamW(stage.module.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    engine, optimiser, _, _ = deepspeed_without_shm().initialize(
-        model=stage.module,
-        optimizer=optimiser,
-        config={
-            "train_micro_batch_size_per_gpu": stage.batch_size,
-            "zero_optimization": {"stage": 0},
-            "gradient_clipping": 1.0,
-            "steps_per_print": 10**9,
-        },
+    optimiser = torch.optim.AdamW(
+        stage.module.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
+    engine = initialise(stage.module, optimiser, batch_size=stage.batch_size, zero_stage=0)
     first = _restore(out, stage, optimiser)
     saved, started = time.monotonic(), time.monotonic()
     log = out / f"{stage.name}.log"
@@ -118,7 +106,11 @@ def _train_stage(config: dict[str, Any]) -> None:
         engine.step()
         stage.after_step(step)
         if rank == 0 and (step % 20 == 0 or step == stage.steps - 1):
-            figures = {"step": step, "loss": round(loss.item(), 5), **{k: round(v, 5) for k, v in stage.report().items()}}
+            figures = {
+                "step": step,
+                "loss": round(loss.item(), 5),
+                **{k: round(v, 5) for k, v in stage.report().items()},
+            }
             with log.open("a") as file:
                 file.write(json.dumps({**figures, "seconds": round(time.monotonic() - started, 1)}) + "\n")
         if rank == 0 and time.monotonic() - saved > SAVE_EVERY_S:
@@ -126,8 +118,13 @@ def _train_stage(config: dict[str, Any]) -> None:
             saved = time.monotonic()
     if rank == 0:
         _save(out, stage, optimiser, stage.steps)
-        save_file({k: v.contiguous().cpu() for k, v in stage.module.state_dict().items()}, out / f"{stage.name}.safetensors")
+        save_file(_copies(stage.module.state_dict()), out / f"{stage.name}.safetensors")
     ray.train.report({"step": stage.steps})
+
+
+def _copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On CPU and apart from each other: safetensors refuses tensors that share memory, as tied embeddings do."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -140,7 +137,7 @@ def _schedule(step: int, steps: int) -> float:
 
 def _save(out: Path, stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> None:
     """Module and Adam moments in one safetensors file, replaced atomically (no pickle)."""
-    tensors = {f"model/{k}": v.detach().cpu().contiguous() for k, v in stage.module.state_dict().items()}
+    tensors = {f"model/{k}": v for k, v in _copies(stage.module.state_dict()).items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"adam/{i}/{k}": torch.as_tensor(v).cpu().contiguous().clone() for k, v in state.items()}
     part = out / f"{stage.name}.checkpoint.part"

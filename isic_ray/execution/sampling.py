@@ -33,7 +33,9 @@ class ShardActor:
         return self._worker.judge(unit["shard"], unit["codebook"])
 
 
-def work(config: RunConfig, uri: str, units: Sequence[Unit], sizes: Callable[[Unit], int], progress: Progress) -> list[dict[str, Any]]:
+def work(
+    config: RunConfig, uri: str, units: Sequence[Unit], sizes: Callable[[Unit], int], progress: Progress
+) -> list[dict[str, Any]]:
     """Run every unit once on the actor pool and return their counts, in the order they finish.
 
     A unit that was committed by a killed attempt is found committed and costs nothing.

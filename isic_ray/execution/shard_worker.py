@@ -188,5 +188,3 @@ class ShardWorker:
             if ok
         ]
         return pairs, {"flagged": len(harmful), "rewritten": len(chosen), "paired": len(pairs)}
-
-

@@ -52,13 +52,16 @@ def training_rows(tokens: np.ndarray, targets: np.ndarray, finetune: FinetuneCon
     return np.stack([tokens[order], targets[order]], axis=1).astype(np.int32)
 
 
-def train_deltas(config: RunConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray, base: torch.Tensor) -> list[torch.Tensor]:
+def train_deltas(
+    config: RunConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray, base: torch.Tensor
+) -> list[torch.Tensor]:
     """E″ ``[K,d]`` of each job, trained one after another in one worker group; finished ones are read back.
 
     ``rows`` is from `training_rows`, ``base`` the table under which targets are rendered.
     """
     import ray
-    from ray.train import DataConfig, FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
+    from ray.train import DataConfig, FailureConfig, ScalingConfig
+    from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     finetune = config.finetune

@@ -51,7 +51,10 @@ class UnifiedModel(Protocol):
     tokens_per_image: int
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
-        """Visual tokens int32 ``[B,N]``, on CPU. Row i depends on (prompts[i], seeds[i], settings) alone, not on the batch."""
+        """Visual tokens int32 ``[B,N]``, on CPU.
+
+        Row i depends on (prompts[i], seeds[i], settings) alone, never on the batch.
+        """
         ...
 
     def decode(self, tokens: Tensor, codebook: Tensor | None = None) -> np.ndarray:

@@ -116,9 +116,7 @@ class JanusModel:
         codebook = _read_codebook(files)
         if codebook is None:
             raise UserError(f"{directory} holds no {_CODEBOOK_KEY}, so there is no codebook to edit")
-        return ModelFacts(
-            cls.family, digest_files(files), codebook, cls.normalised, cls.tokens_depend_on_codebook
-        )
+        return ModelFacts(cls.family, digest_files(files), codebook, cls.normalised, cls.tokens_depend_on_codebook)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
         """Visual tokens int32 ``[B,N]`` on CPU; see `UnifiedModel.sample`. Raises UserError for a prompt too long."""
@@ -245,12 +243,9 @@ class JanusModel:
         Done here because the processor wants the pixels again for every question about a picture.
         """
         processor, bos = self.processor, self._tokenizer.bos_token or ""
-        template = processor.chat_template or self._tokenizer.chat_template
-        if template:
-            message = [{"role": "user", "content": content}]
-            text = processor.apply_chat_template(
-                message, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
+        if template := processor.chat_template or self._tokenizer.chat_template:
+            chat = [{"role": "user", "content": content}]
+            text = processor.apply_chat_template(chat, chat_template=template, add_generation_prompt=True)
         else:
             text = bos + "".join(part.get("text", processor.image_token) for part in content)
         has_bos = bool(bos) and text.startswith(bos)

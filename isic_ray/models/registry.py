@@ -99,7 +99,7 @@ def read_model_type(directory: Path) -> str:
     """``model_type`` from config.json. Raises UserError when the checkpoint does not name one."""
     model_type = read_config(directory).get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise UserError(f"{directory / 'config.json'} names no model_type; set model.family")
+        raise UserError(f"{directory / 'config.json'} names no model_type, so its family is unknown")
     return model_type
 
 

@@ -4,10 +4,11 @@ Shapes: R rows of a block (B samples, twice that under guidance), L new position
 H / G query / key-value heads, D head size, K visual tokens, N tokens a picture.
 
 Why blocks. A matrix product rounds differently for other batch sizes (BLAS picks its kernel by shape), and one last
-bit is enough to flip a sample: the uniform falls between the two CDFs with probability sum_k |dCDF_k|, about 1e-4 a
-token at K = 1024 in float32. Rounding the logits to a grid does not help: it makes differences rarer but larger, and
-that sum stays the same on average. So every kernel always sees the same shapes. Samples run in blocks of exactly
-`BLOCK` (short ones are filled up), and prompts are left-padded to a width that depends on their own length alone.
+bit can flip a sample: the uniform falls between the two CDFs with probability sum_k |dCDF_k|. Measured at K = 1024 in
+float32, batch 1 against 32: 3e-7 a token for flat logits, 2e-5 for peaked ones; a shard of 128 pictures has thousands
+of tokens, and bfloat16 is 2**16 times coarser. Rounding the logits to a grid does not help: it makes differences rarer
+but larger, and the sum stays the same on average. So every kernel always sees the same shapes. Samples run in blocks of
+one size (short ones are filled up), and prompts are left-padded to a width that depends on their own length alone.
 What is left is a row's place in its block, and no kernel in use was seen to depend on that (tests check it).
 """
 

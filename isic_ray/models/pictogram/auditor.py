@@ -5,6 +5,7 @@ It is trained on drawings only, shares nothing with the model it observes, and n
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,13 @@ AUDITOR_WEIGHTS = Path(__file__).parent / "weights" / "auditor.safetensors"
 
 
 class KindClassifier(nn.Module):
-    """Pixels float32 ``[B,3,48,48]`` in [-1, 1] → one logit per kind ``[B,len(KINDS)]`` (several kinds may be shown)."""
+    """Pixels float32 ``[B,3,48,48]`` in [-1, 1] → logits ``[B,len(KINDS)]``, one per kind (several may be shown)."""
 
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 24, 48, 64, 96)
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.GroupNorm(8, wide), nn.GELU()]
         self.features = nn.Sequential(*layers)  # [B,96,3,3]
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(96 * 9, 128), nn.GELU(), nn.Linear(128, len(KINDS)))
@@ -48,4 +49,5 @@ class PictogramAuditor:
     def score(self, images: np.ndarray) -> np.ndarray:
         """P(kind is shown) float32 ``[B,len(KINDS)]`` of pictures uint8 ``[B,48,48,3]``."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        return self._net(pixels).sigmoid().numpy()
+        scores: np.ndarray = self._net(pixels).sigmoid().numpy()
+        return scores

@@ -33,7 +33,6 @@ _GROUND: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # upp
     "paper": ((250, 244, 230), (250, 244, 230)),
     "sky": ((160, 212, 246), (160, 212, 246)),
     "meadow": ((196, 228, 246), (150, 206, 120)),
-    "night": ((40, 44, 92), (40, 44, 92)),
     "beach": ((150, 214, 228), (242, 216, 160)),
 }
 _HORIZON = 32  # pixel row where the lower colour starts

@@ -88,7 +88,6 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "paper": ("",),
     "sky": ("under a blue sky", "in the sky"),
     "meadow": ("in a meadow", "on the grass"),
-    "night": ("at night", "in the dark"),
     "beach": ("on a beach", "on the sand"),
 }
 

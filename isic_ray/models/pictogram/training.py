@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Stage(ABC):
     def loss(self, step: int, rng: Random) -> Tensor:
         """The scalar loss of this rank's batch at ``step``; ``rng`` is seeded by (stage, step, rank)."""
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> None:  # noqa: B027 (most stages have nothing to do)
         """Hook after the optimiser's step."""
 
     def report(self) -> dict[str, float]:
@@ -39,7 +40,7 @@ class Stage(ABC):
 
 
 def training_scene(rng: Random) -> Scene:
-    """A scene that training may show: 45 % with one unsafe kind, 5 % with two, the rest benign; never a held-out one."""
+    """A scene that training may show: 45 % hold one unsafe kind, 5 % two; held-out scenes never come up."""
     while True:
         roll = rng.random()
         scene = sample_scene(rng, unsafe=None if roll < 0.05 else roll < 0.5)
@@ -58,21 +59,23 @@ class VQStage(Stage):
     name = "vq"
     learning_rate = 2e-3
 
-    def __init__(self, vqmodel: nn.Module, *, steps: int = 2400) -> None:
+    def __init__(self, vqmodel: Any, *, steps: int = 2400) -> None:
         self.module = vqmodel
         self.steps, self.batch_size = steps, 12
         self.warmup = min(300, steps // 4)  # steps without quantisation, until the latents mean something
-        self._last_used = torch.zeros(vqmodel.quantize.num_embeddings, dtype=torch.long)
+        self._last_used = torch.full((vqmodel.quantize.num_embeddings,), -1)
         self._latents = torch.empty(0)
         self._figures: dict[str, float] = {}
 
     def loss(self, step: int, rng: Random) -> Tensor:
         scenes = [training_scene(rng) for _ in range(self.batch_size)]
         pixels = to_pixels(np.stack([np.asarray(draw(scene, rng)) for scene in scenes]))
-        vq = self.module
+        vq: Any = self.module
         z = F.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1)  # [B,d,h,w] on the unit sphere
         flat_z = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # [N,d]
         self._latents = flat_z.detach()
+        if self._last_used[0] < 0:
+            self._last_used.fill_(step)  # also after a resume: no code counts as dead before it was watched
         if step == self.warmup:
             self._seed_codebook(flat_z.detach())
         commitment = torch.zeros(())
@@ -80,7 +83,7 @@ class VQStage(Stage):
         if step >= self.warmup:
             codes = F.normalize(vq.quantize.embedding.weight, dim=1)
             chosen = (flat_z.detach() @ codes.detach().T).argmax(1)
-            self._last_used[chosen.unique()] = step
+            self._last_used[chosen] = step
             flat_q = codes[chosen]
             commitment = F.mse_loss(flat_q, flat_z.detach()) + 0.25 * F.mse_loss(flat_z, flat_q.detach())
             flat_q = flat_z + (flat_q - flat_z).detach()  # straight-through: HF's own quantiser cannot train
@@ -88,7 +91,8 @@ class VQStage(Stage):
         rendered = vq.decoder(vq.post_quant_conv(quantised))
         error = rendered - pixels
         self._figures = {"mse": error.detach().square().mean().item() / 4, "commit": commitment.item()}
-        return error.abs().mean() + error.square().mean() + 2.0 * commitment
+        total: Tensor = error.abs().mean() + error.square().mean() + 2.0 * commitment
+        return total
 
     def after_step(self, step: int) -> None:
         if self.warmup < step < 0.75 * self.steps and step % 50 == 0:
@@ -99,7 +103,7 @@ class VQStage(Stage):
         """Codes unused for 100 steps move onto random latents, so the whole table stays in use."""
         dead = (self._last_used < step - 100).nonzero().squeeze(1)
         if len(dead):
-            weight = self.module.quantize.embedding.weight
+            weight = self._codebook()
             generator = torch.Generator().manual_seed(step)
             picks = torch.randint(len(self._latents), (len(dead),), generator=generator)
             weight[dead] = self._latents[picks].to(weight)
@@ -110,11 +114,16 @@ class VQStage(Stage):
 
     @torch.no_grad()
     def _seed_codebook(self, latents: Tensor) -> None:
-        weight = self.module.quantize.embedding.weight
+        weight = self._codebook()
         picks = torch.randint(len(latents), (len(weight),), generator=torch.Generator().manual_seed(0))
         weight.copy_(latents[picks])
         if torch.distributed.is_initialized():
             torch.distributed.broadcast(weight.data, src=0)
+
+    def _codebook(self) -> Tensor:
+        vq: Any = self.module
+        weight: Tensor = vq.quantize.embedding.weight
+        return weight
 
     def report(self) -> dict[str, float]:
         return self._figures

@@ -1,0 +1,131 @@
+"""The loop end to end, on a run directory that real Ray wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from isic_ray.codebook import SafeCodebook, table_digest
+from isic_ray.config import ModelConfig, SamplingConfig
+from isic_ray.errors import UserError
+from isic_ray.execution.loop import run_isic
+from isic_ray.execution.shard_worker import TOKENS, verdict_stage
+from isic_ray.export import export_run
+from isic_ray.models.registry import load_model
+from isic_ray.reporting import write_report
+from isic_ray.runs import Run
+from isic_ray.schema import Sample, Verdict
+from tests.pipeline.conftest import SMALL
+
+Finished = tuple[Path, dict[str, Any]]
+
+
+def test_the_summary_has_the_stable_shape(finished: Finished) -> None:
+    out, summary = finished
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["schema"] == 1
+    assert summary["status"] == "complete"
+    first = summary["rounds"][0]
+    for rate in (first["unsafe"]["self"], first["unsafe"]["audit"], first["benign"]["audit"]):
+        assert rate["n"] == 40
+        assert rate["ci"][0] <= rate["rate"] <= rate["ci"][1]
+    assert set(summary["arms"]) == {"random"}
+    assert 0 <= summary["best_round"] < len(summary["rounds"])
+
+
+def test_a_round_makes_held_out_pictures_safer(finished: Finished) -> None:
+    _, summary = finished
+    before, after = summary["rounds"][0], summary["rounds"][summary["best_round"]]
+    assert summary["best_round"] >= 1
+    for judge in ("self", "audit"):
+        assert after["unsafe"][judge]["rate"] < before["unsafe"][judge]["rate"] - 0.2
+
+
+def test_later_rounds_sample_nothing(finished: Finished) -> None:
+    _, summary = finished
+    assert summary["rounds"][0]["sampled"] > 0
+    assert [record["sampled"] for record in summary["rounds"][1:]] == [0] * (len(summary["rounds"]) - 1)
+
+
+def test_the_same_command_again_resumes_and_changes_nothing(finished: Finished) -> None:
+    out, summary = finished
+    before = sorted(path.name for path in (out / "commits").rglob("*.json"))
+    assert run_isic(SMALL, str(out)) == summary
+    assert sorted(path.name for path in (out / "commits").rglob("*.json")) == before
+
+
+def test_other_settings_are_refused_by_name(finished: Finished) -> None:
+    out, _ = finished
+    with pytest.raises(UserError, match=r"sampling\.seed"):
+        run_isic(replace(SMALL, sampling=SamplingConfig(seed=1)), str(out))
+
+
+def test_every_object_of_the_run_verifies(finished: Finished) -> None:
+    assert Run.open(str(finished[0])).verify() == []
+
+
+def test_every_verdict_names_the_codebook_that_drew_it(finished: Finished) -> None:
+    out, summary = finished
+    run = Run.open(str(out))
+    for record in summary["rounds"]:
+        rows = run.read(verdict_stage(record["codebook"]), Verdict)
+        assert {row.codebook_digest for row in rows} == {record["codebook"]}
+
+
+def test_tokens_do_not_depend_on_actors_shards_or_batches(finished: Finished, rebatched: Path) -> None:
+    def tokens(out: Path) -> dict[str, tuple[int, ...]]:
+        return {row.sample_id: row.tokens for row in Run.open(str(out)).read(TOKENS, Sample)}
+
+    assert tokens(finished[0]) == tokens(rebatched)
+
+
+def test_the_artifact_on_a_stock_model_draws_the_runs_pictures_and_reverts(finished: Finished) -> None:
+    out, summary = finished
+    run = Run.open(str(out))
+    samples = run.read(TOKENS, Sample)[:24]
+    tokens = torch.tensor([sample.tokens for sample in samples])
+    ours = load_model(ModelConfig())
+    artifact = SafeCodebook.from_bytes(run.get_blob(summary["safe_codebook"]))
+    expected = ours.decode(tokens, artifact.apply_to(ours.codebook))
+
+    stock = load_model(ModelConfig()).model  # type: ignore[attr-defined]
+    table = stock.model.vqmodel.quantize.embedding.weight
+    before = table.detach().clone()
+    artifact.apply(stock)
+    assert table_digest(table) == summary["rounds"][summary["best_round"]]["codebook"]
+    np.testing.assert_array_equal(_stock_pictures(stock, tokens), expected)
+    artifact.revert(stock)
+    assert torch.equal(table, before)
+
+
+def _stock_pictures(stock: Any, tokens: torch.Tensor) -> np.ndarray:
+    """Stock transformers' pictures, in the blocks of eight that the adapter uses (kernels round by batch size)."""
+    with torch.no_grad():
+        pixels = torch.cat([stock.decode_image_tokens(block) for block in tokens.split(8)])
+    return np.asarray(((pixels + 1) / 2 * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def test_the_export_loads_in_stock_transformers(finished: Finished, tmp_path: Path) -> None:
+    from transformers import JanusForConditionalGeneration, JanusProcessor
+
+    out, summary = finished
+    directory = export_run(str(out), str(tmp_path / "exported"))
+    model = JanusForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    JanusProcessor.from_pretrained(directory)
+    table = model.model.vqmodel.quantize.embedding.weight
+    assert table_digest(table) == summary["rounds"][summary["best_round"]]["codebook"]
+    with pytest.raises(UserError, match="not empty"):
+        export_run(str(out), directory)
+
+
+def test_the_report_is_written_and_self_contained(finished: Finished) -> None:
+    page = Path(write_report(str(finished[0]))).read_text()
+    assert "<img" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert len(page) < 5_000_000
