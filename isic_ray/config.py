@@ -134,10 +134,13 @@ class EditConfig:
 class FinetuneConfig:
     """Step 2: the delta trained in the harmless space on safe pairs (Ray Train + DeepSpeed)."""
 
-    steps: int = 40  # optimiser steps a round; 0 skips the step
+    steps: int = 60  # optimiser steps a round; 0 skips the step
     batch_size: int = 16  # pictures a step, over all workers
-    learning_rate: float = 0.01  # of AdamW
-    regulariser: float = 0.01  # weight of ||delta||^2 / rows
+    learning_rate: float = 0.06  # of Adam at the first step of a round; falls to 0 over the round
+    regulariser: float = 0.001  # weight of ||delta||^2 / rows
+    target: str = "pair"  # safe (paper: safe tokens drawn as before) | pair (harmful tokens drawn as the safe picture)
+    min_log_odds: float = 0.2  # pair: rows the delta may move are this much likelier in harmful pictures
+    min_count: float = 3.0  # pair: ... and have this many harmful uses
     workers: int = 1  # data-parallel workers
     zero_stage: int = 0  # DeepSpeed ZeRO 0-3
     gpu: bool = False  # nccl on GPUs instead of gloo on CPUs
@@ -150,6 +153,8 @@ class FinetuneConfig:
         check.that(whole, "finetune.batch_size", self.batch_size, f"a multiple of finetune.workers ({self.workers})")
         check.that(0 < self.learning_rate < float("inf"), "finetune.learning_rate", self.learning_rate, "above 0")
         check.least("finetune.regulariser", self.regulariser, 0)
+        check.choice("finetune.target", self.target, ("safe", "pair"))
+        check.least("finetune.min_count", self.min_count, 0)
         check.that(self.zero_stage in (0, 1, 2, 3), "finetune.zero_stage", self.zero_stage, "0, 1, 2 or 3")
 
 

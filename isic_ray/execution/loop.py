@@ -11,6 +11,8 @@ import torch
 
 from isic_ray import metrics
 from isic_ray.codebook import ArtifactMeta, Edit, SafeCodebook, build_edit, table_digest
+from isic_ray.codebook.edit import select_rows
+from isic_ray.codebook.space import UsageCounts
 from isic_ray.config import EditConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, Evidence
@@ -18,7 +20,7 @@ from isic_ray.execution.cluster import connected
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit, work
 from isic_ray.execution.shard_worker import PAIRS, PROMPTS, TOKENS, codebook_blob, verdict_stage
-from isic_ray.execution.training import DeltaJob, train_deltas, training_rows
+from isic_ray.execution.training import DeltaJob, Weighted, keep_rows, pair_rows, train_deltas
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import read_facts
 from isic_ray.plan import Shard, plan_shards
@@ -76,6 +78,7 @@ class IsicLoop:
         self.samples: list[Sample] = []
         self.pairs: list[Pair] = []
         self.touched: dict[str, int] = {}
+        self.history: list[Evidence] = []  # under the base codebook and each kept round's
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
@@ -89,6 +92,7 @@ class IsicLoop:
             rounds.append(record)
             if not record["kept"]:
                 break
+            self.history.append(best.evidence)
             best = Best(number, self.table(record["codebook"]), record["codebook"], self.evidence(record["codebook"]))
         arms = self.arms()
         return self.finish(rounds, best, arms)
@@ -130,10 +134,10 @@ class IsicLoop:
             strengths.append(self.config.edit.strength * self.config.loop.backoff)
         for strength in strengths if pairs else []:
             edit = self.edit(replace(self.config.edit, strength=strength), best.table, pairs, number)
-            if not edit.changed.any():
+            table = self.finetune(edit, best, number)
+            if torch.equal(table, best.table):
                 record["note"] = "no row passes the thresholds"
                 break
-            table = self.finetune([edit], pairs, f"round {number}: fine-tune")[0]
             digest = self.publish(table, number, self.config.edit.method)
             self.judge([digest], self.shards, f"round {number}: re-judge")
             record |= self.decide(number, best, digest)
@@ -189,7 +193,9 @@ class IsicLoop:
             return {}
         rank = self.config.edit.rank
         edits = [self.edit(EditConfig(method=name, rank=rank), self.facts.codebook, self.pairs, 0) for name in names]
-        tables = self.finetune(edits, self.pairs, "arms: fine-tune")
+        safe = np.array([pair.safe_tokens for pair in self.pairs], dtype=np.int32)
+        rows = keep_rows(safe, self.config.finetune, self.config.sampling.seed)
+        tables = self.train([DeltaJob(edit.codebook, edit.basis, None) for edit in edits], rows, "arms: fine-tune")
         digests = [self.publish(table, 0, name) for table, name in zip(tables, names, strict=True)]
         self.judge(digests, [s for s in self.shards if s.split == HELD_OUT], "arms: judge")
         return {
@@ -263,15 +269,49 @@ class IsicLoop:
             concepts_of_pair=[pair.concepts for pair in pairs],
         )
 
-    def finetune(self, edits: list[Edit], pairs: list[Pair], stage: str) -> list[torch.Tensor]:
-        """Train each edit's Δ; without steps, or where no row changed, the edit is returned as it is."""
+    def finetune(self, edit: Edit, best: Best, number: int) -> torch.Tensor:
+        """E″: the edit with its Δ. Target "safe" keeps to the harmless space; "pair" to rows that mostly draw harm."""
+        stage, finetune = f"round {number}: fine-tune", self.config.finetune
+        seed = self.config.sampling.seed + number
+        if finetune.target == "safe":
+            safe = np.array([pair.safe_tokens for pair in self.pairs], dtype=np.int32)
+            local = self.config.edit.method in ("selective", "transport")
+            job = DeltaJob(edit.codebook, edit.basis, edit.changed if local else None)
+            return self.train([job], keep_rows(safe, finetune, seed), stage)[0]
+        history = [*self.history, best.evidence]
+        harmful, benign = self.harmful_rows(history), self.benign_rows(history)
+        usage = UsageCounts.empty(len(edit.codebook))
+        usage.add(torch.tensor(harmful.tokens), torch.tensor(harmful.targets), torch.tensor(benign.tokens))
+        trainable = select_rows(
+            usage.log_odds(self.config.edit.smoothing), usage.harmful, finetune.min_log_odds, finetune.min_count
+        )
+        job = DeltaJob(edit.codebook, None, trainable)
+        return self.train([job], pair_rows(harmful, benign, finetune, seed), stage)[0]
+
+    def harmful_rows(self, history: list[Evidence]) -> Weighted:
+        """All pairs; one that the model still flagged after k rounds is drawn 2^k times as often (boosting)."""
+        build = history[0].select(UNSAFE, BUILD)
+        flags = np.array([evidence.unsafe(SELF, build) for evidence in history])  # [rounds so far, samples]
+        times = dict(zip((sample.sample_id for sample in build), flags.sum(0), strict=True))
+        return Weighted(
+            np.array([pair.harmful_tokens for pair in self.pairs], dtype=np.int32),
+            np.array([pair.safe_tokens for pair in self.pairs], dtype=np.int32),
+            np.array([2.0 ** times[pair.sample_id] for pair in self.pairs]),
+        )
+
+    def benign_rows(self, history: list[Evidence]) -> Weighted:
+        """Benign build samples, to be drawn as before; one that an edit broke k times weighs 3^k."""
+        build = history[0].select(BENIGN, BUILD)
+        faithful = np.array([evidence.faithful(SELF, build) for evidence in history])
+        broken = (faithful[0] & ~faithful).sum(0)
+        tokens = np.array([sample.tokens for sample in build], dtype=np.int32)
+        return Weighted(tokens, tokens, 3.0**broken)
+
+    def train(self, jobs: list[DeltaJob], rows: np.ndarray, stage: str) -> list[torch.Tensor]:
+        """Each job's E″; without fine-tuning steps its E′ as it is."""
         if self.config.finetune.steps == 0:
-            return [edit.codebook for edit in edits]
+            return [job.edited for job in jobs]
         self.progress.start(stage)
-        safe = np.array([pair.safe_tokens for pair in pairs], dtype=np.int32)
-        rows = training_rows(safe, safe, self.config.finetune, self.config.sampling.seed)
-        local = self.config.edit.method not in ("paper", "random")
-        jobs = [DeltaJob(edit.codebook, edit.basis, edit.changed if local else None) for edit in edits]
         tables = train_deltas(self.config, self.run_dir, jobs, rows, self.facts.codebook)
         self.progress.finish()
         return tables

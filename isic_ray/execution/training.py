@@ -40,16 +40,39 @@ class DeltaJob:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def training_rows(tokens: np.ndarray, targets: np.ndarray, finetune: FinetuneConfig, seed: int) -> np.ndarray:
-    """int32 ``[steps*batch, 2, N]``: what is fed, in order: (tokens, tokens whose base picture is the target).
+def keep_rows(safe: np.ndarray, finetune: FinetuneConfig, seed: int) -> np.ndarray:
+    """int32 ``[steps*batch, 2, N]`` for target "safe": safe tokens ``[P,N]`` that must be drawn as before.
 
-    Every epoch is a fresh seeded permutation of the rows of ``tokens`` and ``targets`` ``[P,N]``.
+    What is fed, in order: (tokens, tokens whose base picture is the target). Every epoch is a fresh permutation.
     """
     needed = finetune.steps * finetune.batch_size
     generator = np.random.default_rng(seed)
-    epochs = math.ceil(needed / len(tokens))
-    order = np.concatenate([generator.permutation(len(tokens)) for _ in range(epochs)])[:needed]
-    return np.stack([tokens[order], targets[order]], axis=1).astype(np.int32)
+    epochs = math.ceil(needed / len(safe))
+    order = np.concatenate([generator.permutation(len(safe)) for _ in range(epochs)])[:needed]
+    return np.stack([safe[order], safe[order]], axis=1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Tokens ``[P,N]``, the tokens ``[P,N]`` whose base pictures they shall give, and how often each is drawn."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray  # [P], any positive scale
+
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        picks = generator.choice(len(self.tokens), size=count, p=self.weights / self.weights.sum())
+        return np.stack([self.tokens[picks], self.targets[picks]], axis=1)
+
+
+def pair_rows(harmful: Weighted, benign: Weighted, finetune: FinetuneConfig, seed: int) -> np.ndarray:
+    """int32 ``[steps*batch, 2, N]`` for target "pair": every batch is half harmful and half benign."""
+    generator = np.random.default_rng(seed)
+    half = finetune.batch_size // 2
+    batches = []
+    for _ in range(finetune.steps):
+        batches += [harmful.draw(half, generator), benign.draw(finetune.batch_size - half, generator)]
+    return np.concatenate(batches).astype(np.int32)
 
 
 def train_deltas(
@@ -57,7 +80,7 @@ def train_deltas(
 ) -> list[torch.Tensor]:
     """E″ ``[K,d]`` of each job, trained one after another in one worker group; finished ones are read back.
 
-    ``rows`` is from `training_rows`, ``base`` the table under which targets are rendered.
+    ``rows`` is from `keep_rows` or `pair_rows`, ``base`` the table under which targets are rendered.
     """
     import ray
     from ray.train import DataConfig, FailureConfig, ScalingConfig
@@ -146,7 +169,10 @@ def _train_one(
     module = HarmlessDelta(job["edited"].to(device), job.get("basis"), job.get("trainable"), normalised).to(device)
     optimiser = torch.optim.Adam(module.parameters(), lr=finetune.learning_rate)
     engine = initialise(module, optimiser, batch_size=finetune.batch_size // world, zero_stage=finetune.zero_stage)
-    for batch in shard.iter_torch_batches(batch_size=finetune.batch_size, drop_last=True, device=device):
+    batches = shard.iter_torch_batches(batch_size=finetune.batch_size, drop_last=True, device=device)
+    for step, batch in enumerate(batches):
+        for group in engine.optimizer.param_groups:
+            group["lr"] = finetune.learning_rate * (1 - step / finetune.steps)
         tokens, targets = batch["data"][rank::world].long().unbind(1)  # [B/W,N] each
         with torch.no_grad():
             wanted = renderer(targets, base)

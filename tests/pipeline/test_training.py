@@ -1,0 +1,57 @@
+"""Δ under Ray Train + DeepSpeed: the same table from every ZeRO stage, outside the harmful space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from isic_ray.codebook import build_edit
+from isic_ray.config import EditConfig, FinetuneConfig, ModelConfig
+from isic_ray.execution.training import DeltaJob, keep_rows, train_deltas
+from isic_ray.models.registry import read_facts
+from isic_ray.runs import Run, fingerprint
+from tests.pipeline.conftest import SMALL
+
+TOLERANCE = 1e-5  # largest difference of a table entry between ZeRO stages
+
+
+def deltas(out: Path, finetune: FinetuneConfig) -> tuple[torch.Tensor, DeltaJob]:
+    """A paper edit of the embedded table from random pairs, and its E″ trained under ``finetune``."""
+    config = replace(SMALL, finetune=finetune)
+    facts = read_facts(ModelConfig())
+    tokens = torch.randint(len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0))
+    edit = build_edit(facts.codebook, *tokens, EditConfig(method="paper", rank=2), facts.normalised)
+    job = DeltaJob(edit.codebook, edit.basis, None)
+    record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": facts.weights_digest, "plan": {}}
+    run = Run.create_or_resume(str(out), record)
+    rows = keep_rows(tokens[1].numpy().astype(np.int32), finetune, seed=0)
+    return train_deltas(config, run, [job], rows, facts.codebook)[0], job
+
+
+@pytest.fixture(scope="module")
+def stage_zero(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    return deltas(tmp_path_factory.mktemp("zero") / "0", two_workers(0))[0]
+
+
+def two_workers(stage: int) -> FinetuneConfig:
+    return FinetuneConfig(steps=3, batch_size=8, workers=2, zero_stage=stage, target="safe", learning_rate=0.01)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_trains_the_same_delta(stage: int, stage_zero: torch.Tensor, tmp_path: Path) -> None:
+    table, job = deltas(tmp_path / "run", two_workers(stage))
+    assert not torch.equal(table, job.edited)
+    torch.testing.assert_close(table, stage_zero, rtol=0, atol=TOLERANCE)
+
+
+def test_a_finished_delta_is_read_back_instead_of_trained_again(stage_zero: torch.Tensor, tmp_path: Path) -> None:
+    finetune = FinetuneConfig(steps=2, batch_size=8, target="safe")
+    first, _ = deltas(tmp_path / "run", finetune)
+    commits = sorted((tmp_path / "run" / "commits").rglob("*.json"))
+    again, _ = deltas(tmp_path / "run", finetune)
+    assert torch.equal(first, again)
+    assert sorted((tmp_path / "run" / "commits").rglob("*.json")) == commits
