@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
@@ -43,22 +44,34 @@ def _start(config: ExecutionConfig, verbose: bool) -> None:
         address = None  # no cluster was named: a local one is started
     local = address is None
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False if local else None,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-            configure_logging=True,
-        )
+        with contextlib.nullcontext() if verbose else _silent_stderr():
+            ray.init(
+                address=address,
+                include_dashboard=False if local else None,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {config.address}; start one or set execution.address") from error
     if not verbose:
         _hush_data()
 
 
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what C++ code writes to file descriptor 2: Ray's core announces its log level there."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
 def _hush() -> None:
     warnings.filterwarnings("ignore")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -67,7 +80,8 @@ def _hush() -> None:
 
 
 def _hush_data() -> None:
-    import ray
+    import ray.data
+    import ray.train
 
     for name in ("ray", "ray.data", "ray.train"):  # importing them set their levels anew
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -24,8 +24,9 @@ class Progress:
         self._show()
 
     def advance(self, count: int) -> None:
+        tenth = self._done * 10 // max(1, self._total)
         self._done += count
-        if self._live:
+        if self._live or self._done * 10 // max(1, self._total) > tenth:
             self._show()
 
     def finish(self, note: str = "") -> float:

@@ -53,15 +53,15 @@ class Pool:
     decoded: np.ndarray
 
 
-def build_pool(vqmodel: Any, cache: Path, *, size: int = 24_000, decoded: int = 5_000) -> Pool:
+def build_pool(vqmodel: Any, cache: Path, *, size: int = 24_000, decoded: int = 2_000) -> Pool:
     """Draw and tokenise ``size`` training scenes; tokens and pictures are cached in a safetensors file."""
-    scenes = [training_scene(Random(f"pool/{i}")) for i in range(size)]
+    scenes = [training_scene(Random(f"scene/{i}")) for i in range(size)]
     if cache.exists():
         saved = load_file(cache)
         return Pool(scenes, saved["tokens"].long(), saved["decoded"].numpy())
     tokens, pictures = [], []
     for start in range(0, size, 100):
-        images = np.stack([np.asarray(draw(scenes[i], Random(f"draw/{i}"))) for i in range(start, start + 100)])
+        images = np.stack([np.asarray(draw(scenes[i], Random(f"layout/{i}"))) for i in range(start, start + 100)])
         with torch.inference_mode():
             codes = cosine_encode(vqmodel, to_pixels(images))
             tokens.append(codes)
@@ -86,7 +86,7 @@ class SkillStage(Stage):
     name = "skills"
     learning_rate = 1.2e-3
 
-    def __init__(self, model: Any, processor: Any, pool: Pool, *, steps: int = 4600) -> None:
+    def __init__(self, model: Any, processor: Any, pool: Pool, *, steps: int = 6500) -> None:
         self.steps, self.batch_size = steps, 1
         self.model, self.tokenizer, self.pool = model, processor.tokenizer, pool
         self.ids = {name: self.tokenizer.convert_tokens_to_ids(name) for name in (PAD, BOS, EOS, BOI, EOI, "yes", "no")}
@@ -97,9 +97,9 @@ class SkillStage(Stage):
         self._figures: dict[str, float] = {}
 
     def loss(self, step: int, rng: Random) -> Tensor:
-        draw_loss = self._draw_loss(rng, 20)
-        judge_loss, probe_loss, accuracy = self._judge_loss(rng, 10)
-        rewrite_loss = self._rewrite_loss(rng, 8)
+        draw_loss = self._draw_loss(rng, 28)
+        judge_loss, probe_loss, accuracy = self._judge_loss(rng, 3)
+        rewrite_loss = self._rewrite_loss(rng, 2)
         self._figures = {
             "draw": draw_loss.item(),
             "judge": judge_loss.item(),
