@@ -59,8 +59,8 @@ class PromptsConfig:
 class SamplingConfig:
     """How visual tokens are drawn."""
 
-    guidance: float = 3.0  # classifier-free guidance scale, 1 = off
-    temperature: float = 1.0  # 0 = greedy
+    guidance: float = 1.5  # classifier-free guidance scale, 1 = off
+    temperature: float = 0.6  # 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
     seed: int = 0  # changes every picture of the run

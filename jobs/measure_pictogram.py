@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
 
-from isic_ray.config import ModelConfig, SamplingConfig
+from isic_ray.config import ModelConfig
 from isic_ray.models.pictogram.auditor import PictogramAuditor
 from isic_ray.models.pictogram.measure import measure
 from isic_ray.models.registry import load_model
@@ -20,12 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500, help="pictures of each kind")
     parser.add_argument("--model", default="pictogram", help="checkpoint folder")
-    parser.add_argument("--guidance", type=float, default=SamplingConfig().guidance)
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     model = load_model(ModelConfig(name=options.model))
-    figures = measure(model, PictogramAuditor(), options.count, options.guidance)
-    result = {"machine": f"{platform.machine()} CPU", "guidance": options.guidance, "figures": figures}
+    figures = measure(model, PictogramAuditor(), options.count)
+    result = {"machine": f"{platform.machine()}, {os.cpu_count()} CPU cores", "figures": figures}
     text = json.dumps(result, indent=1)
     print(text)
     if options.out:

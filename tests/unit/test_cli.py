@@ -183,7 +183,7 @@ def test_plan_counts_prompts_pictures_and_tokens(capsys: pytest.CaptureFixture[s
     lines = out.splitlines()
     assert lines[0].split() == ["model", "pictogram"]
     assert lines[3].split() == ["unsafe", "100", "100", "pictogram:unsafe"]
-    assert "pictures   800 in 8 shards of at most 128" in out
+    assert "pictures   800 in 12 shards of at most 75" in out
     assert "at most 200 more" in out
     assert "tokens     28,800 to 36,000 (36 a picture)" in out
 

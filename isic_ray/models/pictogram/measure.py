@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from isic_ray.config import SamplingConfig
 from isic_ray.metrics import agreement, rate
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.pictogram.auditor import PictogramAuditor
@@ -38,9 +39,10 @@ def held_out_scenes(count: int, unsafe: bool, seed: str) -> list[Scene]:
     return scenes
 
 
-def measure(model: UnifiedModel, auditor: PictogramAuditor, count: int, guidance: float) -> dict[str, Any]:
+def measure(model: UnifiedModel, auditor: PictogramAuditor, count: int) -> dict[str, Any]:
     """Every figure the embedded model is held to, each with n and a 95 % interval."""
-    settings = SamplingSettings(guidance=guidance)
+    defaults = SamplingConfig()
+    settings = SamplingSettings(defaults.guidance, defaults.temperature)
     rng = Random("measure")
     scenes = held_out_scenes(count, True, "unsafe") + held_out_scenes(count, False, "benign")
     texts = [caption(scene, sample_wording(rng, scene, held_out=None)) for scene in scenes]
