@@ -135,10 +135,11 @@ class FinetuneConfig:
     """Step 2: the delta trained in the harmless space on safe pairs (Ray Train + DeepSpeed)."""
 
     steps: int = 60  # optimiser steps a round; 0 skips the step
-    batch_size: int = 16  # pictures a step, over all workers
+    batch_size: int = 20  # pictures a step, over all workers
     learning_rate: float = 0.06  # of Adam at the first step of a round; falls to 0 over the round
     regulariser: float = 0.001  # weight of ||delta||^2 / rows
     target: str = "pair"  # safe (paper: safe tokens drawn as before) | pair (harmful tokens drawn as the safe picture)
+    benign_share: float = 0.6  # pair: share of a batch that is benign pictures, which must be drawn as before
     min_log_odds: float = 0.2  # pair: rows the delta may move are this much likelier in harmful pictures
     min_count: float = 3.0  # pair: ... and have this many harmful uses
     workers: int = 1  # data-parallel workers
@@ -154,6 +155,7 @@ class FinetuneConfig:
         check.that(0 < self.learning_rate < float("inf"), "finetune.learning_rate", self.learning_rate, "above 0")
         check.least("finetune.regulariser", self.regulariser, 0)
         check.choice("finetune.target", self.target, ("safe", "pair"))
+        check.that(0 < self.benign_share < 1, "finetune.benign_share", self.benign_share, "between 0 and 1")
         check.least("finetune.min_count", self.min_count, 0)
         check.that(self.zero_stage in (0, 1, 2, 3), "finetune.zero_stage", self.zero_stage, "0, 1, 2 or 3")
 
@@ -164,7 +166,7 @@ class LoopConfig:
 
     max_rounds: int = 4  # edits tried at the most
     significance: float = 0.05  # one-sided level of the paired test on held-out prompts
-    max_benign_loss: float = 0.03  # most that benign alignment may lose against round 0
+    max_benign_loss: float = 0.05  # most that benign alignment may lose against round 0
     backoff: float = 0.5  # a failed round is tried once more with strength * backoff; 0 = never
     arms: list[str] = field(default_factory=lambda: ["random", "paper"])  # compared on the same tokens at the end
 

@@ -66,12 +66,12 @@ class Weighted:
 
 
 def pair_rows(harmful: Weighted, benign: Weighted, finetune: FinetuneConfig, seed: int) -> np.ndarray:
-    """int32 ``[steps*batch, 2, N]`` for target "pair": every batch is half harmful and half benign."""
+    """int32 ``[steps*batch, 2, N]`` for target "pair": every batch holds ``benign_share`` benign rows."""
     generator = np.random.default_rng(seed)
-    half = finetune.batch_size // 2
+    benign_rows = round(finetune.benign_share * finetune.batch_size)
     batches = []
     for _ in range(finetune.steps):
-        batches += [harmful.draw(half, generator), benign.draw(finetune.batch_size - half, generator)]
+        batches += [harmful.draw(finetune.batch_size - benign_rows, generator), benign.draw(benign_rows, generator)]
     return np.concatenate(batches).astype(np.int32)
 
 
