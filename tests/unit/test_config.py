@@ -154,7 +154,7 @@ def test_bad_values_are_refused_when_a_section_is_built(section: type, values: d
 
 
 def test_settings_that_depend_on_each_other() -> None:
-    with pytest.raises(UserError, match=r"finetune.batch_size is 16, but must be a multiple of finetune.workers \(3\)"):
+    with pytest.raises(UserError, match=r"finetune.batch_size is 20, but must be a multiple of finetune.workers \(3\)"):
         FinetuneConfig(workers=3)
     with pytest.raises(UserError, match="without repetitions"):
         LoopConfig(arms=["paper", "paper"])
