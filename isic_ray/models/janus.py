@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
+from transformers.utils.logging import disable_progress_bar
 
 from isic_ray.errors import UserError
 from isic_ray.models.base import ModelFacts, Renderer, SamplingSettings
@@ -88,6 +89,7 @@ class JanusModel:
         if model_type != "janus":
             raise UserError(f"{directory} is not a Janus checkpoint: its model_type is {model_type!r}")
         files = weight_files(directory)
+        disable_progress_bar()  # transformers draws one a checkpoint, into the middle of our own
         try:
             processor = JanusProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
         except Exception as error:
