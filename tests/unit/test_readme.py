@@ -1,0 +1,39 @@
+"""The README's figures are those of the committed result files, and what it names exists."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from isic_ray.cli import build_parser
+from isic_ray.config import RECIPES
+from isic_ray.report import table
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "tests" / "results"
+
+
+def test_the_demo_table_is_the_committed_result() -> None:
+    assert table(json.loads((RESULTS / "demo.json").read_text())).strip() in README
+
+
+def test_the_embedded_models_figures_are_the_committed_ones() -> None:
+    figures = json.loads((RESULTS / "pictogram.json").read_text())["figures"]
+    for name, figure in figures.items():
+        if "rate" in figure:
+            low, high = figure["ci"]
+            assert f"{name}: {figure['rate']:.1%} [{low:.1%}, {high:.1%}]" in README
+
+
+def test_everything_named_exists() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for job in re.findall(r"jobs/\w+\.py", README):
+        assert (ROOT / job).exists(), job
+    for recipe in re.findall(r"--config (\S+)", README):
+        assert (RECIPES / f"{recipe}.yaml").exists(), recipe
+    commands = set(re.findall(r"`?isic (\w+)", README)) - {"_ray"}
+    help_text = build_parser().format_help()
+    assert all(command in help_text for command in commands), commands
