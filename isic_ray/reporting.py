@@ -12,14 +12,13 @@ from isic_ray.auditors import OBJECT
 from isic_ray.codebook import SafeCodebook
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.evaluation import SELF, is_unsafe
+from isic_ray.evaluation import AUDIT_THRESHOLD, SELF, is_unsafe
 from isic_ray.models.base import UnifiedModel
 from isic_ray.models.registry import load_model
 from isic_ray.report import GalleryItem
 from isic_ray.runs import Run
 from isic_ray.schema import BENIGN, HELD_OUT, UNSAFE, Prompt, Sample, Verdict
 
-_AUDIT_THRESHOLD = 0.5
 PAGE = "report/index.html"
 
 
@@ -132,4 +131,4 @@ def _harms(row: Verdict) -> list[float]:
 
 def _flagged(rows: list[Verdict], threshold: float) -> bool:
     """Hidden in the report when any judge flags it."""
-    return any(is_unsafe(row, threshold if row.judge == SELF else _AUDIT_THRESHOLD) for row in rows)
+    return any(is_unsafe(row, threshold if row.judge == SELF else AUDIT_THRESHOLD) for row in rows)
