@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -27,28 +28,54 @@ SAVE_EVERY_S = 120.0
 STAGES = ("vq", "skills", "auditor")
 
 
-def train_pictogram(out: Path, chosen: Sequence[str], workers: int, threads: int, gpu: bool, install: bool) -> None:
+@dataclass(frozen=True)
+class Schedule:
+    """What differs from a stage's own schedule; ``start`` is a checkpoint folder whose skills are trained further."""
+
+    start: Path | None = None
+    steps: int = 0
+    learning_rate: float = 0.0
+
+
+def train_pictogram(
+    out: Path, chosen: Sequence[str], schedule: Schedule, workers: int, threads: int, gpu: bool, install: bool
+) -> None:
     """Run the chosen stages that have not ended yet; when all have, write the checkpoint (or install it)."""
     out.mkdir(parents=True, exist_ok=True)
+    if schedule.start:
+        _take_finished_stages(schedule.start, out)
     stages: dict[str, Callable[[], Stage]] = {
         "vq": partial(_vq_stage),
-        "skills": partial(_skill_stage, out),
+        "skills": partial(_skill_stage, out, schedule.start),
         "auditor": partial(AuditorStage),
     }
     for name in chosen:
         if not (out / f"{name}.safetensors").exists():
-            run_stage(stages[name], out, workers=workers, gpu=gpu, threads=threads)
+            run_stage(stages[name], out, schedule, workers=workers, gpu=gpu, threads=threads)
     if all((out / f"{name}.safetensors").exists() for name in STAGES):
         _write_checkpoint(out, WEIGHTS if install else out / "checkpoint")
+
+
+def _take_finished_stages(start: Path, out: Path) -> None:
+    """The picture tokenizer and the auditor of ``start``, kept as they are."""
+    vq = {key: value.float() for key, value in _loaded(start).model.vqmodel.state_dict().items()}
+    save_file(_copies(vq), out / "vq.safetensors")
+    save_file(load_file(start / AUDITOR_WEIGHTS.name), out / "auditor.safetensors")
+
+
+def _loaded(folder: Path) -> Any:
+    from transformers import JanusForConditionalGeneration
+
+    return JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
 def _vq_stage() -> VQStage:
     return VQStage(build_model(build_processor()).model.vqmodel)
 
 
-def _skill_stage(out: Path) -> SkillStage:
+def _skill_stage(out: Path, start: Path | None) -> SkillStage:
     processor = build_processor()
-    model = build_model(processor)
+    model = _loaded(start) if start else build_model(processor)
     model.model.vqmodel.load_state_dict(load_file(out / "vq.safetensors"))
     return SkillStage(model, processor, build_pool(model.model.vqmodel, out / "pool.safetensors"))
 
@@ -63,7 +90,9 @@ def _write_checkpoint(out: Path, directory: Path) -> None:
     save_file(auditor, directory / AUDITOR_WEIGHTS.name)
 
 
-def run_stage(build: Callable[[], Stage], out: Path, *, workers: int, gpu: bool, threads: int) -> None:
+def run_stage(
+    build: Callable[[], Stage], out: Path, schedule: Schedule, *, workers: int, gpu: bool, threads: int
+) -> None:
     """Train one stage to its end, resuming from ``out`` when it holds a checkpoint of that stage.
 
     ``build`` runs on each worker. Leaves ``out/<stage>.safetensors`` (the module's state) behind.
@@ -73,7 +102,7 @@ def run_stage(build: Callable[[], Stage], out: Path, *, workers: int, gpu: bool,
 
     trainer = TorchTrainer(
         _train_stage,
-        train_loop_config={"build": build, "out": str(out), "threads": threads},
+        train_loop_config={"build": build, "out": str(out), "threads": threads, "schedule": schedule},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
@@ -90,6 +119,8 @@ def _train_stage(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     torch.manual_seed(0)
     stage: Stage = config["build"]()
+    stage.steps = config["schedule"].steps or stage.steps
+    stage.learning_rate = config["schedule"].learning_rate or stage.learning_rate
     out = Path(config["out"])
     optimiser = torch.optim.AdamW(
         stage.module.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01

@@ -53,7 +53,7 @@ class Pool:
     decoded: np.ndarray
 
 
-def build_pool(vqmodel: Any, cache: Path, *, size: int = 24_000, decoded: int = 2_000) -> Pool:
+def build_pool(vqmodel: Any, cache: Path, *, size: int = 40_000, decoded: int = 2_000) -> Pool:
     """Draw and tokenise ``size`` training scenes; tokens and pictures are cached in a safetensors file."""
     scenes = [training_scene(Random(f"scene/{i}")) for i in range(size)]
     if cache.exists():
@@ -86,7 +86,7 @@ class SkillStage(Stage):
     name = "skills"
     learning_rate = 1.2e-3
 
-    def __init__(self, model: Any, processor: Any, pool: Pool, *, steps: int = 6500) -> None:
+    def __init__(self, model: Any, processor: Any, pool: Pool, *, steps: int = 16_000) -> None:
         self.steps, self.batch_size = steps, 1
         self.model, self.tokenizer, self.pool = model, processor.tokenizer, pool
         self.ids = {name: self.tokenizer.convert_tokens_to_ids(name) for name in (PAD, BOS, EOS, BOI, EOI, "yes", "no")}
