@@ -221,7 +221,7 @@ class RunConfig:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a recipe's name or a YAML file (None: the defaults), with ``a.b=c`` overrides on top.
+    """The configuration of a recipe's name, YAML file or URI (None: the defaults), with ``a.b=c`` overrides on top.
 
     Raises UserError, one sentence, for a file that can't be read, an unknown key, a wrong type or a bad value.
     """
@@ -233,8 +233,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     return RunConfig(**{name: dataclasses.replace(part, **tree.get(name, {})) for name, part in _sections(RunConfig())})
 
 
-def find_config(name: str | Path) -> Path:
-    """The file of a recipe's name or of a path. Raises UserError when there is none."""
+def find_config(name: str | Path) -> Path | str:
+    """The file of a recipe's name or of a path, or the URI as it is. Raises UserError when there is no such file."""
+    if "://" in str(name):
+        return str(name)
     recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
     path = recipes.get(str(name)) or Path(name).expanduser()
     if path.is_file():

@@ -128,10 +128,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError with the line where it is bad."""
+def read_mapping(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file, local or at any fsspec URI. Raises UserError with the line where it is bad."""
+    import fsspec
+
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with fsspec.open(str(path), "rb") as file:
+            text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: this is not UTF-8 text; save the file as UTF-8.") from None

@@ -1,4 +1,4 @@
-"""`isic demo`, `isic run` and `isic plan`."""
+"""`isic demo`, `isic run`, `isic generate` and `isic plan`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
     add_run_options(demo, "where the run is stored (default: runs/demo)")
     for name, command, text in (
         ("run", _run, "run the method, or go on with a run that was stopped"),
+        ("generate", _generate, "only draw, judge and pair; `run` with the same --out goes on from there"),
         ("plan", _plan, "show what `run` would do, without loading the model or starting Ray"),
     ):
         sub = add_command(commands, name, command, text)
@@ -42,6 +43,15 @@ def _run(args: argparse.Namespace) -> int:
     print(table(summary))
     print(f"report: {write_report(out)}")
     return PROBLEM if summary["status"] == "degraded" else OK
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from isic_ray.execution.generation import generate
+
+    config, out = configuration(args)
+    record = generate(config, out, verbose=args.verbose)
+    print(f"{record['sampled']:,} pictures drawn and judged, {record['pairs']:,} pairs: {out}")
+    return OK
 
 
 def _plan(args: argparse.Namespace) -> int:

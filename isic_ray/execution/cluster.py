@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +55,9 @@ def _start(config: ExecutionConfig, verbose: bool) -> None:
             )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {config.address}; start one or set execution.address") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray exits at once and silently on SIGTERM; `ray job stop` and Kubernetes mean what Ctrl-C means.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not verbose:
         _hush_data()
 
