@@ -9,6 +9,18 @@ from itertools import groupby
 
 from isic_ray.schema import Prompt
 
+TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"  # stages of a run, beside a `verdict_stage` a codebook
+
+
+def verdict_stage(codebook_digest: str) -> str:
+    """The stage that holds all judges' verdicts under a codebook."""
+    return f"verdicts-{codebook_digest[:12]}"
+
+
+def codebook_blob(codebook_digest: str) -> str:
+    """The blob that holds an edited codebook as a `SafeCodebook`."""
+    return f"codebooks/{codebook_digest}.safetensors"
+
 
 @dataclass(frozen=True)
 class Shard:
