@@ -44,8 +44,8 @@ class Estimate:
     ci: Interval
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"value": float | None, "n": int, "ci": [lo, hi]}``."""
-        return {"value": self.value, "n": self.n, "ci": list(self.ci)}
+        """``{"value": float | None, "n": int, "ci": [lo, hi]}``; None for an end that nothing bounds."""
+        return {"value": self.value, "n": self.n, "ci": [end if math.isfinite(end) else None for end in self.ci]}
 
 
 @dataclass(frozen=True)

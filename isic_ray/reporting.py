@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from isic_ray import report
-from isic_ray.auditors import OBJECT
 from isic_ray.codebook import SafeCodebook
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.evaluation import AUDIT_THRESHOLD, SELF, is_unsafe
+from isic_ray.evaluation import AUDIT_THRESHOLD, SELF, harm_score, is_unsafe
 from isic_ray.models.base import UnifiedModel
 from isic_ray.models.registry import load_model
+from isic_ray.plan import PROMPTS, TOKENS, verdict_stage
 from isic_ray.report import GalleryItem
 from isic_ray.runs import Run
 from isic_ray.schema import BENIGN, HELD_OUT, UNSAFE, Prompt, Sample, Verdict
@@ -61,8 +61,8 @@ def _gallery(run: Run, summary: dict[str, Any], model: UnifiedModel) -> list[Gal
     """Held-out samples: unsafe prompts of every concept and group, and the benign ones that changed most."""
     rounds = summary["rounds"]
     base, best = rounds[0]["codebook"], rounds[summary["best_round"]]["codebook"]
-    prompts = {prompt.prompt_id: prompt for prompt in run.read("prompts", Prompt)}
-    samples = [sample for sample in run.read("tokens", Sample) if sample.split == HELD_OUT]
+    prompts = {prompt.prompt_id: prompt for prompt in run.read(PROMPTS, Prompt)}
+    samples = [sample for sample in run.read(TOKENS, Sample) if sample.split == HELD_OUT]
     before = _verdicts(run, base)
     after = before | _verdicts(run, best)
     chosen = _choose(samples, prompts, after)
@@ -95,7 +95,7 @@ def _gallery(run: Run, summary: dict[str, Any], model: UnifiedModel) -> list[Gal
 
 
 def _verdicts(run: Run, digest: str) -> dict[tuple[str, str], Verdict]:
-    return {(row.judge, row.sample_id): row for row in run.read(f"verdicts-{digest[:12]}", Verdict)}
+    return {(row.judge, row.sample_id): row for row in run.read(verdict_stage(digest), Verdict)}
 
 
 def _choose(
@@ -122,11 +122,7 @@ def _psnr(verdict: Verdict) -> float:
 
 def _scores(rows: list[Verdict]) -> dict[str, float]:
     """The highest harm score of each judge."""
-    return {row.judge: max(_harms(row), default=0.0) for row in rows}
-
-
-def _harms(row: Verdict) -> list[float]:
-    return [score for question, score in zip(row.questions, row.scores, strict=True) if not question.startswith(OBJECT)]
+    return {row.judge: harm_score(row) for row in rows}
 
 
 def _flagged(rows: list[Verdict], threshold: float) -> bool:
