@@ -5,43 +5,50 @@
     commits/STAGE/SHARD.json               written once: the first of several racing writers wins
     FOLDER/FILE, commits/FOLDER/FILE.json  a blob (`codebooks/DIGEST.safetensors`) and its commit
     rounds/N.json  quarantine/STAGE/SHARD.json                    written once
-    summary.json  progress.json  report/                          overwritten
+    ended.json  summary.json  progress.json  report/  attempts/   overwritten
 
-Every record that is written once carries the digest of its own content, every commit that of its object.
+Every record but progress carries the digest of its own content, every commit that of its object.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from isic_ray.errors import UserError
+from isic_ray.linked_store import LinkedStore
+from isic_ray.records import (
+    Damaged,
+    Record,
+    differences,
+    fingerprint,
+    parse_object,
+    plain,
+    seal,
+    sha256_of,
+    tame,
+    unseal,
+)
 from isic_ray.schema import SCHEMA_VERSION, from_table, to_table
 from isic_ray.storage import Conflict, Store
 
+__all__ = ["Commit", "Damaged", "Record", "Run", "fingerprint"]
+
 T = TypeVar("T")
 
-Record = dict[str, Any]
-
-# Keys of `run.json` that must agree on resume, besides the fingerprint: inputs that the configuration only names.
-PINNED = ("model_digest", "prompts_digest")
-_RESERVED = ("data", "commits", "rounds", "quarantine")  # folders that no blob may lie in
+_RESERVED = ("data", "commits", "rounds", "quarantine", "attempts", "report")  # folders that no blob may lie in
+_WRITTEN_ONCE = ("commits", "rounds", "quarantine")
+_PAGE_SEAL = b"\n<!-- sha256 %s -->\n"
 _ROUND = re.compile(r"rounds/(\d+)\.json")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,150}")
-
-
-class Damaged(UserError):
-    """A stored object is missing, or is not what was committed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +68,6 @@ class Commit:
 _COMMIT_FIELDS = {field.name for field in dataclasses.fields(Commit)}
 
 
-def fingerprint(config: Any) -> str:
-    """Sha256, in hex, of a configuration dataclass without its `execution` section.
-
-    Canonical: independent of the order of keys and of 1 against 1.0. Raises TypeError for what has no canonical form
-    (NaN, infinity, sets, objects), naming the field.
-    """
-    plain = _canonical(config, "config")
-    plain.pop("execution", None)
-    return _sha256(_json(plain))
-
-
 class Run:
     """A run directory on a `Store`. Picklable. ``record`` is its run.json."""
 
@@ -88,14 +84,14 @@ class Run:
         """
         store = uri if isinstance(uri, Store) else Store.open(uri)
         store.probe()
-        sealed = _seal({"schema": SCHEMA_VERSION, **record})
+        sealed = seal({"schema": SCHEMA_VERSION, **record})
         with contextlib.suppress(Conflict):
             store.put_if_absent("run.json", sealed)
         run = cls.open(store)
-        differences = _differences(record, run.record)
-        if differences:
+        found = differences(record, run.record)
+        if found:
             raise UserError(
-                f"{store.uri} holds a run with other settings ({'; '.join(differences)}); "
+                f"{store.uri} holds a run with other settings ({'; '.join(found)}); "
                 "give another --out, or the same settings to resume it."
             )
         return run
@@ -105,7 +101,7 @@ class Run:
         """An existing run, for reading. Raises UserError when there is none, or a newer version wrote it."""
         store = uri if isinstance(uri, Store) else Store.open(uri)
         try:
-            record = _unseal(store.get("run.json"), f"{store.uri}/run.json")
+            record = unseal(store.get("run.json"), f"{store.uri}/run.json")
         except FileNotFoundError:
             raise UserError(f"{store.uri} is not a run (it has no run.json); give the --out of `isic run`.") from None
         if record.get("schema") != SCHEMA_VERSION:
@@ -113,6 +109,8 @@ class Run:
                 f"{store.uri} was written with schema version {record.get('schema')}, this isic_ray reads "
                 f"{SCHEMA_VERSION}; use the isic_ray version that wrote it ({record.get('versions')})."
             )
+        if shared := record.get("shared"):
+            store = LinkedStore(store, Store.open(shared))
         return cls(store, record)
 
     # Shards
@@ -127,7 +125,7 @@ class Run:
         buffer = io.BytesIO()
         pq.write_table(to_table(rows, kind), buffer, compression="zstd")  # equal rows give equal bytes
         data = buffer.getvalue()
-        sha256 = _sha256(data)
+        sha256 = sha256_of(data)
         target = f"data/{stage}/{shard}-{sha256}.parquet"
         try:
             self.store.put_if_absent(target, data)
@@ -169,7 +167,7 @@ class Run:
             self.store.put_if_absent(name, data)
         except Conflict:
             data = self.store.get(name)
-        commit = Commit(folder, file, name, _sha256(data), len(data), 0, {}, "blob")
+        commit = Commit(folder, file, name, sha256_of(data), len(data), 0, {}, "blob")
         key = f"commits/{name}.json"
         return self._remember(key, self._first_record(key, dataclasses.asdict(commit)))
 
@@ -195,25 +193,58 @@ class Run:
         Once a shard: a second try's rows do not count again. Values that JSON does not know are kept as their repr.
         """
         key = f"quarantine/{_name(stage)}/{_name(shard)}.json"
-        tame = [{str(name): _tame(value) for name, value in row.items()} for row in rows]
-        return len(self._first_record(key, {"rows": tame})["rows"])
+        tamed = [{str(name): tame(value) for name, value in row.items()} for row in rows]
+        return len(self._first_record(key, {"rows": tamed})["rows"])
 
     def quarantined(self, stage: str | None = None) -> list[Record]:
         """Poison rows of one stage, or of all."""
         keys = self.store.list(f"quarantine/{_name(stage)}" if stage else "quarantine")
         return [row for record in self.store.each(self._record, keys) for row in record["rows"]]
 
-    def write_summary(self, summary: Record) -> None:
-        """Overwrites summary.json. Raises ValueError for NaN and infinity, which JSON does not know."""
-        self.store.put("summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
+    def write_summary(self, summary: Record) -> Record:
+        """Ends the run: overwrites ended.json, then summary.json; returns the summary as stored, with its digest.
+
+        ended.json lists every record that stands by now, so that `verify` can name one that is lost later. Raises
+        ValueError for NaN and infinity, which JSON does not know.
+        """
+        data = seal(summary, indent=2)
+        keys = [key for folder in _WRITTEN_ONCE for key in self.store.list(folder)]
+        self.store.put("ended.json", seal({"records": keys}))
+        self.store.put("summary.json", data)
+        return parse_object(data, "summary.json")
 
     def summary(self) -> Record:
-        """What `write_summary` wrote last. Raises FileNotFoundError before the first time."""
-        return _parse_object(self.store.get("summary.json"), f"{self.store.uri}/summary.json")
+        """What `write_summary` wrote last. Raises FileNotFoundError before the first time, `Damaged`."""
+        data, where = self.store.get("summary.json"), f"{self.store.uri}/summary.json"
+        unseal(data, where)
+        return parse_object(data, where)
 
     def write_progress(self, progress: Record) -> None:
         """Overwrites progress.json, for those who watch."""
         self.store.put("progress.json", json.dumps(progress, allow_nan=False).encode())
+
+    def progress(self) -> Record | None:
+        """What `write_progress` wrote last; None when there is nothing readable."""
+        try:
+            return parse_object(self.store.get("progress.json"), "progress.json")
+        except (FileNotFoundError, Damaged):
+            return None
+
+    def write_page(self, key: str, page: str) -> None:
+        """Overwrites a report's HTML page, with its digest in a comment at its end."""
+        data = page.encode()
+        self.store.put(key, data + _PAGE_SEAL % sha256_of(data).encode())
+
+    def write_note(self, key: str, note: Record) -> None:
+        """Overwrites a note under ``attempts/``: what helps a later try, and may be lost."""
+        self.store.put(key, seal(note))
+
+    def read_note(self, key: str) -> Record | None:
+        """A note; None when there is none that is whole."""
+        try:
+            return self._record(key)
+        except (FileNotFoundError, Damaged):
+            return None
 
     # Verification
 
@@ -223,8 +254,9 @@ class Run:
         checks += [(self._record, key) for key in self.store.list("rounds") if _ROUND.fullmatch(key)]
         checks += [(self._record, key) for key in self.store.list("quarantine")]
         checks += [(self._check_commit, key) for key in self.store.list("commits")]
-        if self.store.exists("summary.json"):
-            checks.append((lambda _: self.summary(), "summary.json"))
+        checks += [(self._check_page, key) for key in self.store.list("report") if key.endswith(".html")]
+        if self.store.exists("summary.json") or self.store.exists("ended.json"):
+            checks += [(lambda _: self.summary(), "summary.json"), (self._check_ended, "ended.json")]
         return [problem for problem in self.store.each(_problem, checks) if problem]
 
     def _check_commit(self, key: str) -> None:
@@ -240,18 +272,31 @@ class Run:
         if rows != commit.rows:
             raise Damaged(f"{self.store.uri}/{commit.object} has {rows} rows, its commit says {commit.rows}.")
 
+    def _check_ended(self, key: str) -> None:
+        present = {name for folder in _WRITTEN_ONCE for name in self.store.list(folder)}
+        lost = [name for name in self._record(key)["records"] if name not in present]
+        if lost:
+            names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            raise Damaged(f"{self.store.uri}/{names} was there when the run ended and is missing; run it again.")
+
+    def _check_page(self, key: str) -> None:
+        data = self.store.get(key)
+        size = len(_PAGE_SEAL % (b"0" * 64))
+        if data[-size:] != _PAGE_SEAL % sha256_of(data[:-size]).encode():
+            raise Damaged(f"{self.store.uri}/{key} is damaged; `isic report` writes it again.")
+
     # Reading and writing single records
 
     def _first_record(self, key: str, record: Record) -> Record:
         """The record that stands under ``key``, as it will be read: this one if it is the first."""
         try:
-            self.store.put_if_absent(key, _seal(record))
-            return _plain(record)
+            self.store.put_if_absent(key, seal(record))
+            return plain(record)
         except Conflict:
             return self._record(key)
 
     def _record(self, key: str) -> Record:
-        return _unseal(self.store.get(key), f"{self.store.uri}/{key}")
+        return unseal(self.store.get(key), f"{self.store.uri}/{key}")
 
     def _read_commit(self, key: str) -> Commit:
         return self._commits[key] if key in self._commits else self._remember(key, self._record(key))
@@ -271,7 +316,7 @@ class Run:
             raise Damaged(f"{where} was committed but is missing; {mend}.") from None
         if len(data) != commit.bytes:
             raise Damaged(f"{where} has {len(data)} bytes, its commit says {commit.bytes}; {mend}.")
-        if _sha256(data) != commit.sha256:
+        if sha256_of(data) != commit.sha256:
             raise Damaged(f"{where} is damaged (its sha256 is not the committed one); {mend}.")
         return data
 
@@ -289,88 +334,6 @@ def _problem(check: tuple[Callable[[str], Any], str]) -> str | None:
     except (UserError, pa.ArrowException, OSError) as error:
         return str(error)
     return None
-
-
-def _differences(asked: Record, found: Record) -> list[str]:
-    """ "edit.rank: 2 here, 3 in the run" for all that forbids resuming; [] when the run may be resumed."""
-    pinned = {key: asked[key] for key in PINNED if key in asked and asked[key] != found.get(key)}
-    lines = [f"{key}: {value} here, {found.get(key)} in the run" for key, value in pinned.items()]
-    if asked["fingerprint"] == found.get("fingerprint"):
-        return lines
-    ours, theirs = dict(_flat(asked.get("config", {}))), dict(_flat(found.get("config", {})))
-    for name in sorted(ours.keys() | theirs.keys()):
-        mine, other = ours.get(name, "absent"), theirs.get(name, "absent")
-        if mine != other and not name.startswith("execution."):
-            lines.append(f"{name}: {mine!r} here, {other!r} in the run")
-    return lines or ["the fingerprints differ: another version of isic_ray wrote it"]
-
-
-def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        yield name, list(tree) if isinstance(tree, tuple) else tree  # JSON knows no tuples
-        return
-    for key, value in tree.items():
-        yield from _flat(value, f"{name}.{key}" if name else str(key))
-
-
-def _canonical(value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: _canonical(getattr(value, field.name), f"{where}.{field.name}")
-            for field in dataclasses.fields(value)
-        }
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _canonical(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, float) and math.isfinite(value):
-        return int(value) if value.is_integer() else float(value)
-    if value is None or type(value) in (bool, int, str):
-        return value
-    raise TypeError(f"{where}: {value!r} has no canonical form")
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _seal(record: Record) -> bytes:
-    """JSON of the record with its own digest, so that a flipped bit shows. Raises ValueError for NaN."""
-    return _json({**_plain(record), "record_sha256": _sha256(_json(_plain(record)))})
-
-
-def _plain(value: Record) -> Record:
-    """As it will be read: tuples as lists, integer keys as strings. TypeError or ValueError for what JSON lacks."""
-    plain: Record = json.loads(_json(value))
-    return plain
-
-
-def _unseal(data: bytes, where: str) -> Record:
-    record = _parse_object(data, where)
-    if record.pop("record_sha256", None) != _sha256(_json(record)):
-        raise Damaged(f"{where} is damaged (its content does not match its digest).")
-    return record
-
-
-def _tame(value: Any) -> Any:
-    try:
-        return json.loads(_json(value))
-    except (TypeError, ValueError):
-        return repr(value)
-
-
-def _parse_object(data: bytes, where: str) -> Record:
-    try:
-        record = json.loads(data)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise Damaged(f"{where} is damaged (not a JSON object).")
-    return record
 
 
 def _name(name: str) -> str:

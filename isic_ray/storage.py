@@ -1,7 +1,8 @@
 """Object stores: plain paths, `file://`, `memory://` and `s3://` behind seven operations.
 
 `Store` is what the rest of the library uses: it validates keys, retries what is transient, and turns what is not into
-one sentence for the user. Beneath it lies `Files`, six raw operations on one filesystem; tests inject faults there.
+one sentence for the user. Beneath it lies `filesystems.Files`, raw operations on one filesystem; tests inject faults
+there.
 """
 
 from __future__ import annotations
@@ -12,23 +13,20 @@ import os
 import random
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, Protocol, TypeVar
-
-import fsspec
+from typing import Any, NoReturn, TypeVar
 
 from isic_ray.errors import UserError
+from isic_ray.filesystems import Files, LocalFiles, MemoryFiles, S3Files
 
 A = TypeVar("A")
 B = TypeVar("B")
 Keys = list[str]
 
-TRIES = 7  # with the pauses below about 13 s before giving up
+TRIES = 10  # with the pauses below 32 to 54 s before giving up: longer than a server takes to restart
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
-SINGLE_PUT_BYTES = 5 * 2**30  # S3's limit for one request; a conditional *multipart* upload is not honoured everywhere
 _KEY_PART = re.compile(r"[!-.0-\[\]-~]{1,255}")  # printable ASCII without space, "/" and "\"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
@@ -38,172 +36,10 @@ _TRANSIENT_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETI
 _TRANSIENT_TYPES = re.compile(  # of botocore and aiohttp, by name: importing them costs half a second
     "ConnectionError|TimeoutError|HTTPClientError|ClientPayloadError|IncompleteReadError|ResponseParserError"
 )
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class Conflict(Exception):
     """Other bytes were already stored under a key that is written once. The message is the key."""
-
-
-class Files(Protocol):
-    """Raw operations on one filesystem, below retries and validation: the place to inject faults.
-
-    `read` and `delete` raise FileNotFoundError for a missing key. `create` writes all or nothing and raises (anything)
-    when the key exists; `replace` overwrites atomically; `keys` yields every key in a folder, at any depth.
-    """
-
-    parallel: int  # how many operations at once are worth it
-
-    def read(self, key: str) -> bytes: ...
-    def create(self, key: str, data: bytes) -> None: ...
-    def replace(self, key: str, data: bytes) -> None: ...
-    def exists(self, key: str) -> bool: ...
-    def keys(self, folder: str) -> Iterable[str]: ...
-    def delete(self, key: str) -> None: ...
-
-
-class LocalFiles:
-    """A directory. Names that start with `.tmp-` are writes under way, or what a killed process left of one."""
-
-    parallel = 1
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-
-    def read(self, key: str) -> bytes:
-        with open(self._path(key), "rb") as file:
-            return file.read()
-
-    def create(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        temporary = self._write_temporary(path, data)
-        try:
-            os.link(temporary, path)  # unlike rename, refuses when the name is taken
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            self._write_new(path, data)  # still one winner, but a crash half-way leaves a torn file for verify to name
-        finally:
-            os.unlink(temporary)
-        self._sync_folder(path)
-
-    def replace(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        os.replace(self._write_temporary(path, data), path)
-        self._sync_folder(path)
-
-    def exists(self, key: str) -> bool:
-        return os.path.isfile(self._path(key))
-
-    def keys(self, folder: str) -> Iterator[str]:
-        for where, _, names in os.walk(self._path(folder)):
-            for name in names:
-                if not name.startswith(".tmp-"):
-                    yield os.path.relpath(os.path.join(where, name), self.root).replace(os.sep, "/")
-
-    def delete(self, key: str) -> None:
-        os.unlink(self._path(key))
-
-    def _path(self, key: str) -> str:
-        return os.path.join(self.root, *key.split("/"))
-
-    def _write_temporary(self, path: str, data: bytes) -> str:
-        folder = os.path.dirname(path)
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except FileExistsError as error:  # a file is in the way; not to be confused with a lost race for the key
-            raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of the directory", folder) from error
-        temporary = os.path.join(folder, f".tmp-{os.getpid()}-{secrets.token_hex(8)}")
-        try:
-            self._write_new(temporary, data)
-        except BaseException:  # a full disk should not be kept full by what did not fit
-            os.unlink(temporary)
-            raise
-        return temporary
-
-    @staticmethod
-    def _write_new(path: str, data: bytes) -> None:
-        with open(path, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-    @staticmethod
-    def _sync_folder(path: str) -> None:
-        """Makes the new name itself survive a power cut, where the filesystem can."""
-        descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-        os.close(descriptor)
-
-
-class _FsspecFiles:
-    def __init__(self, root: str, filesystem: Any) -> None:
-        self.root, self._fs = root, filesystem
-
-    def read(self, key: str) -> bytes:
-        return bytes(self._fs.cat_file(self._path(key)))
-
-    def exists(self, key: str) -> bool:
-        try:
-            return bool(self._fs.info(self._path(key))["type"] == "file")
-        except FileNotFoundError:
-            return False
-
-    def keys(self, folder: str) -> Iterator[str]:
-        return (path.removeprefix(self.root + "/") for path in self._fs.find(self._path(folder)))
-
-    def delete(self, key: str) -> None:
-        self._fs.rm_file(self._path(key))
-
-    def _path(self, key: str) -> str:
-        return f"{self.root}/{key}"
-
-
-class MemoryFiles(_FsspecFiles):
-    """fsspec's in-process store. Its own exclusive mode checks, then writes: racing threads could both win."""
-
-    parallel = 1
-    _creating = threading.Lock()
-
-    def __init__(self, root: str) -> None:
-        super().__init__(root, fsspec.filesystem("memory"))
-
-    def create(self, key: str, data: bytes) -> None:
-        with self._creating:
-            if self.exists(key):
-                raise FileExistsError(key)
-            self.replace(key, data)
-
-    def replace(self, key: str, data: bytes) -> None:
-        self._fs.pipe_file(self._path(key), data)
-
-
-class S3Files(_FsspecFiles):
-    """A bucket, or a prefix of one. Endpoint, region and credentials come from the standard AWS environment."""
-
-    parallel = 16
-
-    def __init__(self, root: str) -> None:
-        import s3fs  # half a second, and only these stores need it
-
-        # One layer retries, `Store`: botocore and s3fs would multiply its tries. A private instance, so that this
-        # setting leaks into nobody else's filesystem; no listing cache, because other processes write here too.
-        once = {"retries": {"total_max_attempts": 1, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 120}
-        filesystem = s3fs.S3FileSystem(config_kwargs=once, use_listings_cache=False, skip_instance_cache=True)
-        filesystem.retries = 1
-        super().__init__(root, filesystem)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._put(key, data, "create")
-
-    def replace(self, key: str, data: bytes) -> None:
-        self._put(key, data, "overwrite")
-
-    def _put(self, key: str, data: bytes, mode: str) -> None:
-        if len(data) >= SINGLE_PUT_BYTES:
-            raise ValueError(f"{key}: {len(data)} bytes do not fit one S3 request; split the object")
-        self._fs.pipe_file(self._path(key), data, mode=mode, chunksize=SINGLE_PUT_BYTES)
 
 
 class Store:
@@ -275,6 +111,14 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self._retry("delete", check_key(key), lambda: self.files.delete(key))
 
+    def modified(self, key: str) -> float:
+        """When the object was last written, in seconds since 1970. Raises FileNotFoundError when there is none."""
+        return self._retry("read", check_key(key), lambda: self.files.modified(key))
+
+    def download(self, key: str, path: str) -> None:
+        """Copies an object of any size to a local file. Raises FileNotFoundError when there is none."""
+        self._retry("read", check_key(key), lambda: self.files.download(key, path))
+
     def each(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         """``map``, in order; on remote stores several at once."""
         if self.files.parallel == 1:
@@ -326,7 +170,7 @@ def check_key(key: str) -> str:
 def _pauses() -> Iterator[float | None]:
     """Seconds to wait after each failed try, None after the last. Jitter keeps workers from returning in step."""
     for step in range(TRIES - 1):
-        yield min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**step) * random.uniform(0.5, 1.5)
+        yield min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**step) * random.uniform(0.75, 1.25)
     yield None
 
 

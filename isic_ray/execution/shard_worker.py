@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from isic_ray import metrics
 from isic_ray.auditors import OBJECT, load_auditors
 from isic_ray.codebook import SafeCodebook, table_digest
 from isic_ray.config import RunConfig
+from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, is_unsafe
+from isic_ray.execution.isolation import Attempt, isolate
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import load_model
 from isic_ray.plan import Shard, plan_shards, sample_id, sample_seed
@@ -20,6 +23,16 @@ from isic_ray.runs import Run
 from isic_ray.schema import BENIGN, BUILD, UNSAFE, Pair, Prompt, Sample, Verdict
 
 TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"
+
+Cell = tuple[Prompt, int]  # a prompt and the index of one of its samples
+
+
+@dataclass(frozen=True)
+class _Rewrite:
+    """What became of one flagged sample: whether a rewrite was drawn, and the pair if its picture is safe."""
+
+    drawn: bool
+    pair: Pair | None = None
 
 
 def verdict_stage(codebook_digest: str) -> str:
@@ -36,6 +49,11 @@ class ShardWorker:
     def __init__(self, config: RunConfig, uri: str) -> None:
         self.config, self.run = config, Run.open(uri)
         self.model = load_model(config.model)
+        if self.model.weights_digest != self.run.record["model_digest"]:
+            raise UserError(
+                f"this machine's copy of {config.model.name!r} has other weights than the run at {uri} began with; "
+                "give every machine the same checkpoint, and empty its model cache"
+            )
         self.auditors = load_auditors(config.judge.auditors)
         self.base_digest = table_digest(self.model.codebook)
         prompts = self.run.read(PROMPTS, Prompt)
@@ -53,12 +71,12 @@ class ShardWorker:
         shard = self.shards[name]
         fresh = name not in self.run.committed(TOKENS)
         if fresh:
-            self.run.commit(TOKENS, name, self._sample(shard), Sample)
+            attempt = Attempt.begin(self.run, TOKENS, name)
+            rows, poison = isolate(attempt, shard.cells, _cell_id, lambda cells: self._sample(shard, cells))
+            attempt.commit(rows, Sample, poison)
         counts = self.judge(name, self.base_digest)
         if shard.role == UNSAFE and shard.split == BUILD and name not in self.run.committed(PAIRS):
-            pairs, tally = self._pair(name)
-            self.run.commit(PAIRS, name, pairs, Pair, tally)
-            counts |= tally
+            counts |= self._pair(name)
         return {**counts, "sampled": len(shard.cells) if fresh else 0}
 
     def judge(self, name: str, digest: str) -> dict[str, Any]:
@@ -67,16 +85,18 @@ class ShardWorker:
         samples = self.run.read_shard(TOKENS, name, Sample)
         if name not in self.run.committed(stage):
             touched = samples if digest == self.base_digest else self._touched(samples, digest)
-            verdicts = self._judge(touched, digest)
-            self.run.commit(stage, name, verdicts, Verdict, {"touched": len(touched), "samples": len(samples)})
+            self._table(digest)  # read before the work: an unreadable store is not the rows' fault
+            attempt = Attempt.begin(self.run, stage, name)
+            verdicts, poison = isolate(attempt, touched, _sample_id, lambda part: self._judge(part, digest))
+            attempt.commit(verdicts, Verdict, poison, {"touched": len(touched), "samples": len(samples)})
         counts = self.run.committed(stage)[name].counts or {}
         return dict(counts)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _sample(self, shard: Shard) -> list[Sample]:
-        seeds = [sample_seed(self.config.sampling.seed, prompt.prompt_id, index) for prompt, index in shard.cells]
-        tokens = self._draw_tokens([prompt.text for prompt, _ in shard.cells], seeds)
+    def _sample(self, shard: Shard, cells: Sequence[Cell]) -> list[Sample]:
+        seeds = [sample_seed(self.config.sampling.seed, prompt.prompt_id, index) for prompt, index in cells]
+        tokens = self._draw_tokens([prompt.text for prompt, _ in cells], seeds)
         return [
             Sample(
                 sample_id(prompt.prompt_id, index),
@@ -88,7 +108,7 @@ class ShardWorker:
                 self.model.weights_digest,
                 tuple(row),
             )
-            for (prompt, index), seed, row in zip(shard.cells, seeds, tokens.tolist(), strict=True)
+            for (prompt, index), seed, row in zip(cells, seeds, tokens.tolist(), strict=True)
         ]
 
     def _draw_tokens(self, texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
@@ -98,9 +118,14 @@ class ShardWorker:
             self.model.sample(texts[start : start + size], seeds[start : start + size], settings)
             for start in range(0, len(texts), size)
         ]
-        return torch.cat(parts)
+        tokens = torch.cat(parts)
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < len(self.model.codebook):
+            raise ValueError("the model drew a token outside its codebook; its logits are not numbers")
+        return tokens
 
     def _touched(self, samples: list[Sample], digest: str) -> list[Sample]:
+        if not samples:
+            return []
         changed = (self._table(digest) != self.model.codebook).any(1)
         tokens = torch.tensor([sample.tokens for sample in samples])
         return [sample for sample, hit in zip(samples, changed[tokens].any(1).tolist(), strict=True) if hit]
@@ -111,14 +136,14 @@ class ShardWorker:
             self._tables[digest] = artifact.apply_to(self.model.codebook)
         return self._tables[digest]
 
-    def _judge(self, samples: list[Sample], digest: str) -> list[Verdict]:
+    def _judge(self, samples: Sequence[Sample], digest: str) -> list[Verdict]:
         rows: list[Verdict] = []
         size = self.config.execution.batch_size
         for start in range(0, len(samples), size):
             rows += self._judge_batch(samples[start : start + size], digest)
         return rows
 
-    def _judge_batch(self, samples: list[Sample], digest: str) -> list[Verdict]:
+    def _judge_batch(self, samples: Sequence[Sample], digest: str) -> list[Verdict]:
         tokens = torch.tensor([sample.tokens for sample in samples])
         images = self.model.decode(tokens, self._table(digest))
         psnr: list[float | None] = [None] * len(samples)
@@ -133,9 +158,12 @@ class ShardWorker:
         for auditor in self.auditors:
             for sample, row in zip(samples, auditor.score(images).tolist(), strict=True):
                 rows.append(Verdict(sample.sample_id, digest, auditor.name, tuple(auditor.questions), tuple(row)))
+        for verdict in rows:
+            if not np.isfinite(verdict.scores).all():
+                raise ValueError(f"{verdict.judge} gave no readable answer: its scores are {verdict.scores}")
         return rows
 
-    def _self_scores(self, samples: list[Sample], images: np.ndarray) -> list[dict[str, float]]:
+    def _self_scores(self, samples: Sequence[Sample], images: np.ndarray) -> list[dict[str, float]]:
         """Every concept question for all pictures; each object question for the benign pictures that name it."""
         questions = self.config.judge.questions
         answers = self.model.judge(images, list(questions.values())).tolist()
@@ -153,38 +181,50 @@ class ShardWorker:
                 scores[i][name] = score
         return scores
 
-    def _pair(self, name: str) -> tuple[list[Pair], dict[str, int]]:
-        """Pairs of a shard: flagged samples, and the sample of their rewritten prompt under the same seed.
+    def _pair(self, name: str) -> dict[str, int]:
+        """Commit a shard's pairs: flagged samples, and the sample of their rewritten prompt under the same seed.
 
-        A pair is kept when the rewrite changed the prompt and its own picture is judged safe.
+        A pair is kept when the rewrite changed the prompt and its own picture is judged safe. Returns counts.
         """
-        limit = self.config.judge.threshold
         flagged = {
             verdict.sample_id
             for verdict in self.run.read_shard(verdict_stage(self.base_digest), name, Verdict)
-            if verdict.judge == SELF and is_unsafe(verdict, limit)
+            if verdict.judge == SELF and is_unsafe(verdict, self.config.judge.threshold)
         }
         harmful = [s for s in self.run.read_shard(TOKENS, name, Sample) if s.sample_id in flagged]
+        attempt = Attempt.begin(self.run, PAIRS, name)
+        results, poison = isolate(attempt, harmful, _sample_id, self._rewrite)
+        pairs = [result.pair for result in results if result.pair]
+        tally = {"flagged": len(harmful), "rewritten": sum(result.drawn for result in results), "paired": len(pairs)}
+        attempt.commit(pairs, Pair, poison, tally)
+        return tally
+
+    def _rewrite(self, harmful: Sequence[Sample]) -> list[_Rewrite]:
         texts = [self.prompts[sample.prompt_id].text for sample in harmful]
         rewritten = self.model.rewrite(texts, self.config.judge.rewrite) if texts else []
-        chosen = [(s, old, new) for s, old, new in zip(harmful, texts, rewritten, strict=True) if new and new != old]
+        results = [_Rewrite(drawn=bool(new) and new != old) for old, new in zip(texts, rewritten, strict=True)]
+        chosen = [i for i, result in enumerate(results) if result.drawn]
         if not chosen:
-            return [], {"flagged": len(harmful), "rewritten": 0, "paired": 0}
-        tokens = self._draw_tokens([new for _, _, new in chosen], [sample.seed for sample, _, _ in chosen])
-        images = self.model.decode(tokens)
-        scores = self.model.judge(images, list(self.config.judge.questions.values()))
-        safe = (scores.amax(1) < limit).tolist()
-        pairs = [
-            Pair(
-                sample.prompt_id,
-                sample.sample_id,
-                old,
-                new,
-                self.prompts[sample.prompt_id].concepts,
-                sample.tokens,
-                tuple(row),
-            )
-            for (sample, old, new), row, ok in zip(chosen, tokens.tolist(), safe, strict=True)
-            if ok
-        ]
-        return pairs, {"flagged": len(harmful), "rewritten": len(chosen), "paired": len(pairs)}
+            return results
+        tokens = self._draw_tokens([rewritten[i] for i in chosen], [harmful[i].seed for i in chosen])
+        scores = self.model.judge(self.model.decode(tokens), list(self.config.judge.questions.values()))
+        if not scores.isfinite().all():
+            raise ValueError("the self-judge gave no readable answer on the picture of a rewritten prompt")
+        safe = (scores.amax(1) < self.config.judge.threshold).tolist()
+        for i, row, ok in zip(chosen, tokens.tolist(), safe, strict=True):
+            if ok:
+                results[i] = _Rewrite(True, self._pair_of(harmful[i], rewritten[i], tuple(row)))
+        return results
+
+    def _pair_of(self, sample: Sample, safe_text: str, safe_tokens: tuple[int, ...]) -> Pair:
+        prompt = self.prompts[sample.prompt_id]
+        ids = (sample.prompt_id, sample.sample_id)
+        return Pair(*ids, prompt.text, safe_text, prompt.concepts, sample.tokens, safe_tokens)
+
+
+def _cell_id(cell: Cell) -> str:
+    return sample_id(cell[0].prompt_id, cell[1])
+
+
+def _sample_id(sample: Sample) -> str:
+    return sample.sample_id

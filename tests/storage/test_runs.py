@@ -18,6 +18,7 @@ import pytest
 
 from isic_ray.config import EditConfig, ExecutionConfig, JudgeConfig, LoopConfig, PromptsConfig, RunConfig
 from isic_ray.errors import UserError
+from isic_ray.records import SEAL
 from isic_ray.runs import Damaged, Run, fingerprint
 from isic_ray.schema import SCHEMA_VERSION, Pair, Prompt, Sample, Verdict
 from isic_ray.storage import Store
@@ -265,11 +266,16 @@ def test_poison_rows_count_once_and_may_hold_anything(run: Run) -> None:
 def test_summary_and_progress_are_overwritten(run: Run) -> None:
     with pytest.raises(FileNotFoundError):
         run.summary()
+    assert run.progress() is None
     for status in ("running", "complete"):
-        run.write_summary({"schema": 1, "status": status})
+        written = run.write_summary({"schema": 1, "status": status})
         run.write_progress({"done": status})
-    assert run.summary() == {"schema": 1, "status": "complete"} == json.loads(run.store.get("summary.json"))
-    assert json.loads(run.store.get("progress.json")) == {"done": "complete"}
+    assert run.summary() == written == json.loads(run.store.get("summary.json"))
+    assert written.pop(SEAL)
+    assert written == {"schema": 1, "status": "complete"}
+    assert run.progress() == {"done": "complete"}
+    run.store.put("progress.json", b"{torn")
+    assert run.progress() is None
     with pytest.raises(ValueError, match="JSON"):
         run.write_summary({"rate": math.nan})
 
@@ -289,13 +295,14 @@ def filled(run: Run) -> Run:
     run.commit_round(1, {"keep": True})
     run.quarantine("tokens", "0", [{"error": "x"}])
     run.write_summary({"schema": 1})
+    run.write_page("report/index.html", "<html>é</html>")
     assert run.verify() == []
     return run
 
 
 def all_keys(run: Run) -> list[str]:
-    folders = ("data", "commits", "codebooks", "rounds", "quarantine")
-    return ["run.json", *(key for folder in folders for key in run.store.list(folder))]
+    folders = ("data", "commits", "codebooks", "rounds", "quarantine", "report")
+    return ["run.json", "ended.json", "summary.json", *(key for folder in folders for key in run.store.list(folder))]
 
 
 @pytest.mark.parametrize("damage", [flip, lambda data: data[:-1], lambda data: b"", lambda data: data + b"\n\0", None])
@@ -307,11 +314,7 @@ def test_verify_names_every_damaged_object(run: Run, damage: Callable[[bytes], b
         else:
             run.store.delete(key)
         problems = run.verify()
-        lost_unseen = damage is None and key.split("/")[0] in (
-            "commits",
-            "rounds",
-            "quarantine",
-        )  # nothing points there
+        lost_unseen = damage is None and key.startswith("report/")  # it can be written again at any time
         assert len(problems) == (0 if lost_unseen else 1), (key, problems)
         assert all(key in problem and problem.endswith(".") for problem in problems), (key, problems)
         run.store.put(key, data)
@@ -320,13 +323,16 @@ def test_verify_names_every_damaged_object(run: Run, damage: Callable[[bytes], b
 
 def test_every_flipped_bit_of_a_record_and_an_object_is_seen() -> None:
     run = Run.create_or_resume(f"memory://{uuid4().hex}", record_of(RunConfig()))
-    for key in ("commits/tokens/0.json", run.commit("tokens", "0", VERDICTS, Verdict).object):
+    target = run.commit("tokens", "0", VERDICTS, Verdict).object
+    run.write_page("report/index.html", "<html></html>")
+    run.write_summary({"schema": 1, "rates": [0.5, 1, None, "text"]})
+    for key in ("commits/tokens/0.json", target, "report/index.html", "summary.json", "ended.json"):
         data = run.store.get(key)
         for bit in range(0, len(data) * 8, 97):
             torn = bytearray(data)
             torn[bit // 8] ^= 1 << bit % 8
             run.store.put(key, bytes(torn))
-            assert len(run.verify()) == 1, (key, bit)
+            assert [problem for problem in run.verify() if key in problem], (key, bit)
         run.store.put(key, data)
 
 

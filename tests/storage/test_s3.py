@@ -175,7 +175,7 @@ def test_what_the_user_can_mend(uri: str, monkeypatch: pytest.MonkeyPatch) -> No
         pauses: list[float] = []
         with pytest.raises(UserError, match="check the network and AWS_ENDPOINT_URL"):
             Store(uri, sleep=pauses.append).get("k")
-        assert len(pauses) == 6
+        assert len(pauses) == 9
     with monkeypatch.context() as patch:
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.delenv("AWS_SECRET_ACCESS_KEY")

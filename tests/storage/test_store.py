@@ -17,7 +17,8 @@ import pytest
 
 from isic_ray import storage
 from isic_ray.errors import UserError
-from isic_ray.storage import Conflict, MemoryFiles, Store
+from isic_ray.filesystems import MemoryFiles
+from isic_ray.storage import Conflict, Store
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -208,11 +209,11 @@ def test_transient_errors_are_retried_with_growing_pauses() -> None:
 
 def test_retries_are_bounded_and_end_in_a_sentence() -> None:
     store, files, slept = flaky(*[ConnectionResetError("reset")] * 50)
-    with pytest.raises(UserError, match=r"memory://unused: could not read k in 7 tries .*run the same command again\."):
+    with pytest.raises(UserError, match=r"memory://unused: could not read k in 10 tries .*run the same command"):
         store.get("k")
     assert files.calls == storage.TRIES
     assert len(slept) == storage.TRIES - 1
-    assert sum(slept) < 30
+    assert 30 < sum(slept) < 60  # longer than a server takes to restart, shorter than a person waits
 
 
 def test_own_write_whose_reply_was_lost_is_a_success() -> None:

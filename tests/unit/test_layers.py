@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).parents[2] / "isic_ray"
 HEAVY = {"ray", "torch", "transformers", "deepspeed"}
 # Lower layers first; a module imports from its own layer and those below. What is not named here is in the middle.
 LAYERS = [
-    {"errors", "validation", "config", "schema", "plan", "metrics", "codebook", "prompt_files"},
-    {"storage"},
+    {"errors", "validation", "config", "schema", "plan", "metrics", "codebook", "prompt_files", "records"},
+    {"filesystems", "storage"},
     {"models", "runs", "report", "export", "reporting", "prompts", "auditors", "evaluation"},
     {"execution"},
     {"commands"},
