@@ -32,6 +32,26 @@ class ModelFacts:
     tokens_depend_on_codebook: bool
 
 
+@dataclass(frozen=True)
+class Family:
+    """What is known of a model family without loading anything; `isic models` prints it.
+
+    Own families are listed in `isic_ray.models.registry`; a package adds its own by the entry point group
+    ``isic_ray.families``, each naming one `Family`.
+    """
+
+    name: str  # what model.family says
+    adapter: str  # "package.module:Class"; the class has from_pretrained(name, dtype, device, trust) and facts(name)
+    model_types: tuple[str, ...]  # the model_type values of config.json that it loads
+    checkpoints: str  # published checkpoints, for people
+    picture: str  # size of its pictures and tokens in each
+    needs: str = ""  # what it needs beyond the checkpoint
+    draws: bool = True
+    judges: bool = True  # False: give judge.model, which then also rewrites
+    normalised: bool = False
+    tokens_depend_on_codebook: bool = False
+
+
 class Renderer(torch.nn.Module):
     """Differentiable decoding: ``forward(tokens [B,N], codebook [K,d]) -> pixels [B,3,H,W]`` in about [-1, 1].
 

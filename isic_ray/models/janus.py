@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from isic_ray.errors import UserError
 from isic_ray.models.base import ModelFacts, Renderer, SamplingSettings
-from isic_ray.models.registry import (
+from isic_ray.models.checkpoints import (
     digest_files,
     read_model_type,
     resolve_checkpoint,

@@ -6,7 +6,8 @@ import pytest
 
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.models.registry import load_model, resolve_device, resolve_dtype
+from isic_ray.models.checkpoints import resolve_device, resolve_dtype
+from isic_ray.models.registry import load_model
 
 
 @pytest.mark.parametrize(

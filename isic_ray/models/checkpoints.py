@@ -1,0 +1,193 @@
+"""Checkpoint directories: where they are, what their files say, and reading only the tensors that are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from isic_ray.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """The directory of "pictogram", of a path, or of a hub name (fetched). Raises UserError when there is none."""
+    if name == "pictogram":
+        from isic_ray.models.pictogram.checkpoint import WEIGHTS
+
+        if not WEIGHTS.is_dir():
+            raise UserError(f"the embedded model's weights are missing from {WEIGHTS}; reinstall isic_ray")
+        return WEIGHTS
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"model {name!r} is a file; give the checkpoint's directory")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise UserError(f"model {name!r} is neither a directory nor a hub name of the form owner/model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise UserError(
+            f"model {name!r} is no directory here, and the hub did not give it: {first_line(error)}"
+        ) from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's config.json. Raises UserError when it is missing or not a JSON object."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is not a checkpoint: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return config
+
+
+def read_model_type(directory: Path) -> str:
+    """``model_type`` from config.json. Raises UserError when the checkpoint does not name one."""
+    model_type = read_config(directory).get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise UserError(f"{directory / 'config.json'} names no model_type, so its family is unknown")
+    return model_type
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The weight files that transformers loads, by name; a directory may hold others. Raises UserError."""
+    index = directory / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is not a valid weight index") from error
+    for name in sorted(names):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} has no {name} (only safetensors weights are read)")
+    return [directory / name for name in sorted(names)]
+
+
+def digest_files(files: list[Path]) -> str:
+    """sha256 hex over the bytes of ``files``, in order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_headers(files: list[Path]) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of every tensor by name, without reading any. Raises UserError for a torn or foreign file."""
+    found: dict[str, tuple[list[int], str]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 (not a dict)
+                    part = weights.get_slice(key)
+                    found[key] = (list(part.get_shape()), str(part.get_dtype()))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is cut short or is no safetensors file: {first_line(error)}") from error
+    return found
+
+
+def read_tensor(files: list[Path], suffix: str) -> Tensor | None:
+    """The first tensor whose name ends with ``suffix``, as float32; None when there is none. Raises UserError."""
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 (not a dict)
+                    if key.endswith(suffix):
+                        tensor: Tensor = weights.get_tensor(key)
+                        return tensor.float()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is cut short or is no safetensors file: {first_line(error)}") from error
+    return None
+
+
+def read_table(directory: Path, files: list[Path], suffix: str) -> Tensor:
+    """The codebook float32 ``[K,d]`` at the precision of the file. Raises UserError unless there is a sound one."""
+    headers = read_headers(files)
+    names = [name for name in headers if name.endswith(suffix)]
+    if not names:
+        raise UserError(f"{directory} holds no {suffix}, so there is no codebook to edit")
+    shape, dtype = headers[names[0]]
+    if len(shape) != 2:
+        raise UserError(f"the codebook {names[0]} in {directory} has shape {shape}, but must be [rows, width]")
+    if dtype not in ("F32", "BF16", "F16"):
+        raise UserError(f"the codebook {names[0]} in {directory} is {dtype}; it must be F32, BF16 or F16")
+    table = read_tensor(files, suffix)
+    assert table is not None
+    if not table.isfinite().all():
+        raise UserError(f"the codebook {names[0]} in {directory} holds values that are not finite")
+    return table
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """A dtype by name. Raises UserError for an unknown one."""
+    if name not in DTYPES:
+        raise UserError(f"model.dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def resolve_device(name: str) -> torch.device:
+    """A device by name; "auto" prefers CUDA. Raises UserError when it is unknown or not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"model.device {name!r} is unknown; choose auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device is cuda but this machine has no CUDA device; choose auto or cpu")
+    return device
+
+
+def load_stock(kind: Any, directory: Path, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    """A transformers model of class ``kind`` from its checkpoint, every weight of which was found.
+
+    Raises UserError naming the first weight that is missing or has another shape than config.json says.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    to_dtype, to_device = resolve_dtype(dtype), resolve_device(device)
+    read_headers(weight_files(directory))
+    disable_progress_bar()  # transformers draws one a checkpoint, into the middle of our own
+    try:
+        model, info = kind.from_pretrained(
+            directory,
+            dtype=to_dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise UserError(f"{directory} could not be loaded as {kind.__name__}: {first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise UserError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}")
+    return model.to(to_device)
+
+
+def load_processor(kind: Any, directory: Path, trust_remote_code: bool) -> Any:
+    """A transformers processor of class ``kind``. Raises UserError when the checkpoint has no usable one."""
+    try:
+        return kind.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"{directory} has no usable {kind.__name__}: {first_line(error)}") from error
+
+
+def first_line(error: Any) -> str:
+    """What an exception says, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
