@@ -18,7 +18,7 @@ HEAVY = {"ray", "torch", "transformers", "deepspeed"}
 # Lower layers first; a module imports from its own layer and those below. What is not named here is in the middle.
 LAYERS = [
     {"errors", "validation", "config", "schema", "plan", "metrics", "codebook", "prompt_files", "records"},
-    {"filesystems", "storage"},
+    {"filesystems", "storage", "linked_store"},
     {"models", "runs", "report", "export", "reporting", "prompts", "auditors", "evaluation"},
     {"execution"},
     {"commands"},

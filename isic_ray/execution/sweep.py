@@ -1,0 +1,220 @@
+"""`isic sweep`: Ray Tune over the method's settings. Every trial is a run on the same pictures, resumable like any."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import tempfile
+import time
+from typing import Any
+
+from isic_ray.config import RunConfig, load_config, to_yaml
+from isic_ray.errors import UserError
+from isic_ray.execution.cluster import connected
+from isic_ray.execution.generation import create_run
+from isic_ray.execution.loop import IsicLoop, Record
+from isic_ray.execution.progress import Progress
+from isic_ray.execution.retest import retest
+from isic_ray.execution.sampling import ShardActor
+from isic_ray.execution.trial import Trial
+from isic_ray.models.registry import read_facts
+from isic_ray.prompts import load_prompts
+from isic_ray.schema import HELD_OUT, Prompt
+from isic_ray.storage import Store
+from isic_ray.sweep_config import Between, Point, SweepConfig
+from isic_ray.sweep_report import mark_front, pareto_svg
+
+_REDUCTION = 3  # ASHA: of three trials that end a round, one goes on at once
+_OBJECTIVES = {"unsafe": "min", "benign": "max"}
+
+
+def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
+    """Search, or go on with a search that was stopped. Leaves `sweep.json`, `best.yaml` and `pareto.svg` at ``out``.
+
+    Half of the held-out prompts compare the trials; the other half is kept for one last test of the chosen point
+    against the starting configuration. Raises UserError when no trial succeeds.
+    """
+    started, store, shared = time.monotonic(), Store.open(out), sweep.shared()
+    out = store.uri
+    chosen, fresh = split_held_out(load_prompts(shared.prompts))
+    progress = Progress()
+    with connected(shared.execution, verbose):
+        facts = read_facts(shared.model)
+        run = create_run(shared, f"{out}/shared", chosen, facts)
+        IsicLoop(shared, run, chosen, facts, progress).generate()
+        actors = start_actors(shared, f"{out}/shared")
+        progress.start("trials", sweep.trials, "trials")
+        trials = search(sweep, out, actors, progress)
+        progress.finish()
+        best, first = choose(trials, sweep), next(t for t in trials if t["number"] == 0)
+        ends = {name: finish(sweep, out, actors, trial) for name, trial in (("best", best), ("start", first))}
+        again = retest(sweep, out, fresh, facts, {name: end["codebook"] for name, end in ends.items()}, progress)
+    best_config = with_arms(sweep.at(best["point"]), sweep)
+    result = {
+        "schema": 1,
+        "search": sweep.search,
+        "trials": mark_front(trials),
+        "best": best["number"],
+        "ends": ends,
+        "retest": again,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    store.put("sweep.json", json.dumps(result, indent=1, allow_nan=False).encode())
+    store.put("best.yaml", (f"# Trial {best['number']} of {out}; see sweep.json\n" + to_yaml(best_config)).encode())
+    store.put("pareto.svg", pareto_svg(result).encode())
+    return result
+
+
+def split_held_out(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Build prompts and every other held-out prompt of each role; and the held-out prompts that are left."""
+    seen: dict[str, int] = {}
+    chosen: list[Prompt] = []
+    fresh: list[Prompt] = []
+    for prompt in prompts:
+        count = seen[prompt.role] = seen.get(prompt.role, 0) + (prompt.split == HELD_OUT)
+        (fresh if prompt.split == HELD_OUT and count % 2 == 0 else chosen).append(prompt)
+    return chosen, fresh
+
+
+def start_actors(config: RunConfig, uri: str) -> list[Any]:
+    """Drawing and judging actors that all trials share; each loads the model once. Their work may be done twice."""
+    import ray
+
+    execution = config.execution
+    actor = ray.remote(
+        num_cpus=execution.cpus_per_actor, num_gpus=execution.gpus_per_actor, max_restarts=-1, max_task_retries=-1
+    )(ShardActor)
+    return [actor.remote(config, uri) for _ in range(execution.max_actors)]
+
+
+def search(sweep: SweepConfig, out: str, actors: list[Any], progress: Progress) -> list[Record]:
+    """Every trial's point, status and outcome. The starting configuration is trial 0.
+
+    Tune's own experiment state is scratch: a search that is started again asks for the same points, and finds what
+    each has already done in its run.
+    """
+    from ray import tune
+
+    class Watch(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
+            progress.advance(1)
+
+        def on_trial_error(self, *args: Any, **kwargs: Any) -> None:
+            progress.advance(1)
+
+    trainable = tune.with_parameters(_try, sweep=sweep, out=out, actors=actors)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 0}),  # it only drives: training workers and actors ask for their own
+        param_space={} if sweep.search == "optuna" else _space(sweep),
+        tune_config=tune.TuneConfig(
+            num_samples=sweep.trials,
+            max_concurrent_trials=None if sweep.search == "optuna" else sweep.concurrent,
+            reuse_actors=True,
+            **_searcher(sweep),
+        ),
+        run_config=tune.RunConfig(
+            name="sweep", storage_path=tempfile.mkdtemp(prefix="isic-tune-"), verbose=0, callbacks=[Watch()]
+        ),
+    )
+    return [_record(sweep, number, result) for number, result in enumerate(tuner.fit())]
+
+
+def _try(point: Point, sweep: SweepConfig, out: str, actors: list[Any]) -> None:
+    """One trial, as Tune calls it."""
+    from ray import tune
+
+    started = time.monotonic()
+    report = functools.partial(_report, started=started, point=point, tell=tune.report)
+    trial = Trial(sweep.at(point), out, actors, sweep.start().judge.threshold, report)
+    summary = trial.run()
+    best = summary["rounds"][summary["best_round"]]
+    report({**trial.outcome(summary["rounds"][-1]["round"], best["codebook"]), "ended": True})
+
+
+def _report(outcome: Record, started: float, point: Point, tell: Any) -> None:
+    tell({"ended": False, **outcome, "seconds": round(time.monotonic() - started, 1)})
+
+
+def _space(sweep: SweepConfig) -> dict[str, Any]:
+    from ray import tune
+
+    def domain(key: str) -> Any:
+        found = sweep.space[key]
+        if isinstance(found, Between):
+            return (tune.loguniform if found.log else tune.uniform)(found.low, found.high)
+        return tune.choice(list(found.values))
+
+    return {key: domain(key) for key in sweep.space}
+
+
+def _searcher(sweep: SweepConfig) -> dict[str, Any]:
+    """Search algorithm and scheduler, as arguments of TuneConfig."""
+    if sweep.search == "optuna":
+        from ray.tune.search import ConcurrencyLimiter
+        from ray.tune.search.optuna import OptunaSearch
+
+        try:
+            optuna = OptunaSearch(
+                OptunaSearch.convert_search_space(_space(sweep)),
+                metric=list(_OBJECTIVES),
+                mode=list(_OBJECTIVES.values()),
+                points_to_evaluate=[sweep.first()],
+                seed=sweep.seed,
+            )
+        except AssertionError as error:
+            raise UserError("search: optuna needs Optuna; install isic-ray[optuna], or search with asha.") from error
+        return {"search_alg": ConcurrencyLimiter(optuna, max_concurrent=sweep.concurrent)}
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    longest = max(sweep.at({}).loop.max_rounds, *getattr(sweep.space.get("loop.max_rounds"), "ends", (1,)))
+    asha = ASHAScheduler(
+        time_attr="rounds",
+        metric="unsafe",
+        mode="min",
+        max_t=max(2, longest),
+        grace_period=1,
+        reduction_factor=_REDUCTION,
+    )
+    return {
+        "search_alg": BasicVariantGenerator(
+            points_to_evaluate=[sweep.first()], max_concurrent=sweep.concurrent, random_state=sweep.seed
+        ),
+        "scheduler": asha if sweep.search == "asha" else FIFOScheduler(),
+    }
+
+
+def _record(sweep: SweepConfig, number: int, result: Any) -> Record:
+    """What is kept of one of Tune's results: "ended", "stopped" by the scheduler, or "failed" with its reason."""
+    point = {key: result.config[key] for key in sweep.space}
+    record: Record = {"number": number, "point": point, "status": "failed"}
+    if result.error:
+        cause = getattr(result.error, "cause", None) or result.error
+        return record | {"error": str(cause).strip().splitlines()[-1]}
+    figures = result.metrics or {}
+    names = ("rounds", "codebook", "unsafe", "benign", "audit_unsafe", "audit_benign", "psnr", "seconds")
+    return record | {name: figures[name] for name in names} | {"status": "ended" if figures["ended"] else "stopped"}
+
+
+def choose(trials: list[Record], sweep: SweepConfig) -> Record:
+    """The safest trial by the self-judge among those that keep the benign pictures; the auditor does not choose."""
+    done = [trial for trial in trials if trial["status"] != "failed"]
+    if not done:
+        reasons = "; ".join(sorted({trial["error"] for trial in trials}))
+        raise UserError(f"all {len(trials)} trials failed ({reasons}); mend the cause and give the same command again.")
+    return min(done, key=lambda trial: (trial["unsafe"], -trial["benign"], trial["number"]))
+
+
+def finish(sweep: SweepConfig, out: str, actors: list[Any], trial: Record) -> Record:
+    """Runs a trial that a scheduler stopped to its end; returns its final outcome."""
+    loop = Trial(sweep.at(trial["point"]), out, actors, sweep.start().judge.threshold, lambda _: None)
+    summary = loop.run()
+    best = summary["rounds"][summary["best_round"]]
+    return loop.outcome(summary["rounds"][-1]["round"], best["codebook"])
+
+
+def with_arms(config: RunConfig, sweep: SweepConfig) -> RunConfig:
+    """For `isic run`, which compares arms, as the configuration that the sweep started from."""
+    arms = load_config(sweep.config, sweep.set).loop.arms
+    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, arms=arms))

@@ -1,0 +1,88 @@
+"""One trial of a sweep: the loop on pictures that another run drew, with actors that all trials share."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from isic_ray.config import RunConfig
+from isic_ray.evaluation import SELF, is_unsafe
+from isic_ray.execution.generation import create_run
+from isic_ray.execution.loop import Best, IsicLoop, Record
+from isic_ray.execution.progress import Progress
+from isic_ray.execution.sampling import Unit
+from isic_ray.execution.shard_worker import PROMPTS, verdict_stage
+from isic_ray.models.registry import read_facts
+from isic_ray.plan import Shard
+from isic_ray.runs import Run, fingerprint
+from isic_ray.schema import HELD_OUT, Pair, Prompt, Verdict
+
+Report = Callable[[Record], None]
+
+
+def trial_uri(sweep: str, config: RunConfig) -> str:
+    """Where a trial lies: the same settings are the same trial."""
+    return f"{sweep}/trials/{fingerprint(config)[:16]}"
+
+
+class Trial(IsicLoop):
+    """`IsicLoop` whose data are those of the sweep's shared run; held-out pictures are judged first.
+
+    ``report`` gets `outcome` after every round but the last, before the next begins; a scheduler may end the trial
+    there. ``threshold`` is the one at which all trials are compared, whatever their own.
+    """
+
+    def __init__(self, config: RunConfig, sweep: str, actors: list[Any], threshold: float, report: Report) -> None:
+        shared = Run.open(f"{sweep}/shared")
+        prompts, facts = shared.read(PROMPTS, Prompt), read_facts(config.model)
+        plan = {"plan": shared.record["plan"], "shared": shared.store.uri}
+        run = create_run(config, trial_uri(sweep, config), prompts, facts, plan)
+        super().__init__(config, run, prompts, facts, Progress(io.StringIO()))
+        self.actors, self.threshold, self.report = actors, threshold, report
+
+    def outcome(self, number: int, digest: str) -> Record:
+        """Held-out figures of a codebook at the sweep's threshold, as plain numbers."""
+        figures = replace(self.evidence(digest, HELD_OUT), threshold=self.threshold).figures()
+        audit = {f"audit_{role}": figures[role].get("audit", {}).get("rate") for role in ("unsafe", "benign")}
+        own = {role: figures[role]["self"]["rate"] for role in ("unsafe", "benign")}
+        return {"rounds": number, "codebook": digest, **own, **audit, "psnr": figures["benign"]["psnr"]}
+
+    def generate(self) -> Record:
+        """Round 0 is the shared run's."""
+        self.load()
+        drawn = Run.open(self.run_dir.record["shared"]).rounds()[0]
+        return self.run_dir.commit_round(0, {**drawn, "sampled": 0, **self.evidence(self.base_digest).figures()})
+
+    def load(self) -> None:
+        """Pairs only of pictures that this trial's own threshold flags."""
+        super().load()
+        rows = self.run_dir.read(verdict_stage(self.base_digest), Verdict)
+        flagged = {row.sample_id for row in rows if row.judge == SELF and is_unsafe(row, self.config.judge.threshold)}
+        self.pairs = [pair for pair in self.pairs if pair.sample_id in flagged]
+
+    def round(self, number: int, best: Best) -> Record:
+        if number > 1:
+            self.report(self.outcome(number - 1, best.digest))
+        return super().round(number, best)
+
+    def judge(self, digests: list[str], shards: list[Shard], stage: str) -> None:
+        """Held-out shards only: whether a trial goes on hangs on them, and most trials end after one round."""
+        super().judge(digests, [shard for shard in shards if shard.split == HELD_OUT], stage)
+
+    def still_flagged(self, best: Best) -> list[Pair]:
+        """A second round needs the build pictures judged too."""
+        super().judge([best.digest], self.shards, "")
+        best.evidence = self.evidence(best.digest)
+        return super().still_flagged(best)
+
+    def work(self, stage: str, units: list[Unit]) -> list[Record]:
+        import ray
+
+        calls = [
+            self.actors[index % len(self.actors)].__call__.remote({"unit": [json.dumps(unit)]})
+            for index, unit in enumerate(units)
+        ]
+        return [json.loads(done["result"][0]) for done in ray.get(calls)]
