@@ -174,9 +174,10 @@ def _edited(model: UnifiedModel, rows: Tensor) -> Tensor:
 
 
 def _raises(kind: type[Exception], call: Callable[[], Any], naming: str = "") -> None:
+    said = None
     try:
         call()
     except kind as error:
-        assert naming in str(error), f"{error} does not name {naming}"
-        return
-    raise AssertionError(f"{kind.__name__} was expected")
+        said = str(error)
+    assert said is not None, f"{kind.__name__} was expected"
+    assert naming in said, f"the message does not name {naming}: {said}"

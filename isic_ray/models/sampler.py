@@ -65,6 +65,10 @@ class Backbone:
             for layer in llama.layers
         ]
 
+    def start(self, pads: Tensor, capacity: int) -> Run:
+        """Rows in flight, with room for ``capacity`` positions; see `isic_ray.models.decoding.Network`."""
+        return Run(self, pads, capacity)
+
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension."""
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
@@ -208,7 +212,7 @@ class TokenSampler:
             ids, pads = torch.cat([ids, unconditional]), pads.repeat(2)
         uniforms = torch.stack([_uniforms(seed, self.tokens) for seed in seeds]).to(device)
         tokens = torch.empty(len(prompts), self.tokens, dtype=torch.long, device=device)
-        run = Run(self.backbone, pads, width + self.tokens)
+        run = self.backbone.start(pads, width + self.tokens)
         hidden = run.extend(F.embedding(ids, self.backbone.embedding))
         for step in range(self.tokens):
             chosen = _choose(self.head(hidden), uniforms[:, step], settings)
@@ -221,7 +225,7 @@ class TokenSampler:
 
 @torch.no_grad()
 def complete_greedily(
-    backbone: Backbone,
+    backbone: Any,
     lm_head: Callable[[Tensor], Tensor],
     prompts: Sequence[Sequence[int]],
     *,
@@ -236,7 +240,7 @@ def complete_greedily(
     results: list[list[int]] = [[] for _ in prompts]
     for width, rows in blocks([len(prompt) for prompt in prompts], block):
         ids, pads = left_pad([prompts[i] for i in rows], width, pad_id, device)
-        run = Run(backbone, pads, width + limit)
+        run = backbone.start(pads, width + limit)
         hidden = run.extend(F.embedding(ids, backbone.embedding))
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         drawn: list[Tensor] = []
