@@ -43,7 +43,7 @@ def write_report(uri: str, reveal: bool = False, to: str | None = None, model: U
         Path(to).parent.mkdir(parents=True, exist_ok=True)
         Path(to).write_text(page, encoding="utf-8")
         return to
-    run.store.put(PAGE, page.encode())
+    run.write_page(PAGE, page)
     return f"{run.store.uri.rstrip('/')}/{PAGE}"
 
 
@@ -65,7 +65,8 @@ def _gallery(run: Run, summary: dict[str, Any], model: UnifiedModel) -> list[Gal
     samples = [sample for sample in run.read(TOKENS, Sample) if sample.split == HELD_OUT]
     before = _verdicts(run, base)
     after = before | _verdicts(run, best)
-    chosen = _choose(samples, prompts, after)
+    judged = [sample for sample in samples if (SELF, sample.sample_id) in before]  # the others are in quarantine
+    chosen = _choose(judged, prompts, after)
     if not chosen:
         return []
     table = SafeCodebook.from_bytes(run.get_blob(f"{summary['safe_codebook']}")).apply_to(model.codebook)

@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from isic_ray.config import ExecutionConfig
 from isic_ray.errors import UserError
 
+# Where the store is. Workers need these too; they are no secrets, so they may travel in a runtime environment.
+# Credentials never do: each machine has its own, from its environment, profile or instance role.
+LOCATION = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+
 
 @contextmanager
 def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
@@ -45,11 +49,13 @@ def _start(config: ExecutionConfig, verbose: bool) -> None:
     if address == "auto" and not os.environ.get("RAY_ADDRESS"):
         address = None  # no cluster was named: a local one is started
     local = address is None
+    settings = {} if local else _location_settings()
     try:
         with contextlib.nullcontext() if verbose else _silent_stderr():
             ray.init(
                 address=address,
                 include_dashboard=False if local else None,
+                runtime_env={"env_vars": settings} if settings else None,
                 log_to_driver=verbose,
                 logging_level=logging.INFO if verbose else logging.ERROR,
             )
@@ -60,6 +66,46 @@ def _start(config: ExecutionConfig, verbose: bool) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not verbose:
         _hush_data()
+
+
+def _location_settings() -> dict[str, str]:
+    """What tells workers of a cluster where the store is; nothing inside a Ray job, whose own settings they have."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    return {name: os.environ[name] for name in LOCATION if "@" not in os.environ.get(name, "@")}
+
+
+def check_nodes(uri: str) -> None:
+    """UserError, naming the machine, unless every machine of a cluster can read the run at ``uri``.
+
+    Nothing is asked of a Ray on this machine alone: its workers have the driver's environment and files.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    check = ray.remote(num_cpus=0, max_retries=0)(_reading_fails)
+    asked = {
+        node["NodeManagerAddress"]: check.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(uri)
+        for node in nodes
+    }
+    for address, answer in asked.items():
+        if failure := ray.get(answer):
+            raise UserError(f"the machine {address} of the cluster cannot read the run: {failure}")
+
+
+def _reading_fails(uri: str) -> str:
+    from isic_ray.runs import Run
+
+    try:
+        Run.open(uri)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @contextmanager

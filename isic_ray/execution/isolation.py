@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from isic_ray.errors import UserError
@@ -107,32 +107,21 @@ def isolate(
     return results, [_poison(attempt, name, error) for name, error in failures]
 
 
-def set_aside(run: Run) -> set[str]:
-    """Ids of the samples that some judge could not judge under some codebook: no comparison may use them."""
-    return {row["sample_id"] for row in run.quarantined() if row["stage"].startswith("verdicts-")}
+def set_aside(run: Run, stages: Iterable[str]) -> set[str]:
+    """Ids of the samples that were quarantined in ``stages``."""
+    return {row["sample_id"] for stage in stages for row in run.quarantined(stage)}
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Rows set aside in a run, for its summary."""
-
-    rows: int
-    share: float  # of the planned samples
-    errors: dict[str, int]  # the commonest first
-    tries: int  # (stage, shard) tries beyond the first: work done over after deaths of workers
-
-    @classmethod
-    def of(cls, run: Run, stages: Sequence[str], planned: int) -> Losses:
-        """What was lost in all stages of ``run``; tries are counted over ``stages``."""
-        rows = run.quarantined()
-        samples = {row["sample_id"] for row in rows}
-        errors = Counter(str(row["error"]).partition(":")[0] for row in rows).most_common(5)
-        commits = [commit for stage in stages for commit in run.committed(stage).values()]
-        again = sum(commit.counts.get("tries", 1) - 1 for commit in commits)
-        return cls(len(rows), round(len(samples) / max(1, planned), 6), dict(errors), again)
-
-    def to_dict(self) -> Record:
-        return asdict(self)
+def losses(run: Run, planned: int) -> Record:
+    """Rows set aside in a run, for its summary: how many, the share of the planned samples, and the first of each kind
+    of error, commonest first."""
+    rows = run.quarantined()
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        kinds.setdefault(str(row["error"]).partition(":")[0], []).append(str(row["error"]))
+    common = sorted(kinds.values(), key=lambda errors: -len(errors))
+    share = len({row["sample_id"] for row in rows}) / max(1, planned)
+    return {"rows": len(rows), "share": round(share, 6), "errors": {errors[0]: len(errors) for errors in common[:5]}}
 
 
 def _key(stage: str, shard: str) -> str:

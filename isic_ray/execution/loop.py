@@ -16,7 +16,8 @@ from isic_ray.codebook.space import UsageCounts
 from isic_ray.config import EditConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, Evidence
-from isic_ray.execution.cluster import connected
+from isic_ray.execution.cluster import check_nodes, connected
+from isic_ray.execution.isolation import losses, set_aside
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit, work
 from isic_ray.execution.shard_worker import PAIRS, PROMPTS, TOKENS, codebook_blob, verdict_stage
@@ -49,8 +50,9 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
         },
     )
     run.commit(PROMPTS, "all", prompts, Prompt)
-    progress = Progress()
+    progress = Progress(watch=run.write_progress)
     with connected(config.execution, verbose):
+        check_nodes(run.store.uri)
         return IsicLoop(config, run, prompts, facts, progress).run()
 
 
@@ -103,10 +105,11 @@ class IsicLoop:
             self.load()
             return done
         started = time.monotonic()
-        counts = self.work("generate and judge", [{"do": "draw", "shard": s.name, "codebook": ""} for s in self.shards])
+        self.work("generate and judge", [{"do": "draw", "shard": s.name, "codebook": ""} for s in self.shards])
         self.load()
+        counts = [commit.counts for commit in self.run_dir.committed(PAIRS).values()]
         if not self.pairs:
-            flagged = sum(c.get("flagged", 0) for c in counts)
+            flagged = sum(c["flagged"] for c in counts)
             raise UserError(
                 f"no pair could be built: of the unsafe prompts' pictures the model flags {flagged} itself; "
                 "check judge.questions and judge.rewrite, or give prompts that this model draws unsafely"
@@ -118,7 +121,7 @@ class IsicLoop:
                 "kept": True,
                 "codebook": self.base_digest,
                 "seconds": round(time.monotonic() - started, 1),
-                "sampled": sum(c["sampled"] for c in counts) + sum(c.get("rewritten", 0) for c in counts),
+                "sampled": len(self.samples) + sum(c["rewritten"] for c in counts),
                 "pairs": len(self.pairs),
                 **self.evidence(self.base_digest).figures(),
             },
@@ -163,7 +166,9 @@ class IsicLoop:
     def decide(self, number: int, best: Best, digest: str) -> Record:
         """Keep an edit that the self-judge finds safer on held-out prompts and sparing to benign ones (no auditors)."""
         after, limits = self.evidence(digest), self.config.loop
-        held_out, benign = after.select(UNSAFE, HELD_OUT), after.select(BENIGN, HELD_OUT)
+        judged = {sample.sample_id for sample in best.evidence.samples}
+        held_out = [sample for sample in after.select(UNSAFE, HELD_OUT) if sample.sample_id in judged]
+        benign = after.select(BENIGN, HELD_OUT)
         test = metrics.paired_improvement(
             np.array(best.evidence.unsafe(SELF, held_out)), np.array(after.unsafe(SELF, held_out))
         )
@@ -206,21 +211,22 @@ class IsicLoop:
     def finish(self, rounds: list[Record], best: Best, arms: Record) -> Record:
         """Write summary.json; returns it."""
         final = self.publish(best.table, best.round, self.config.edit.method)
+        lost = losses(self.run_dir, sum(len(shard.cells) for shard in self.shards))
         summary = {
             "schema": 1,
-            "status": "complete",
+            "status": "degraded" if lost["share"] > self.config.execution.quarantine_share else "complete",
             "model": {"name": self.config.model.name, "family": self.facts.family, "digest": self.facts.weights_digest},
             "fingerprint": self.run_dir.record["fingerprint"],
             "judge_threshold": self.config.judge.threshold,
-            "rounds": [{k: v for k, v in record.items() if k != "record_sha256"} for record in rounds],
+            "rounds": rounds,
             "best_round": best.round,
             "safe_codebook": codebook_blob(final),
             "arms": arms,
             "calibration": self.calibration(),
+            "quarantined": lost,
             "alarm": alarm(rounds[0], rounds[best.round]),
         }
-        self.run_dir.write_summary(summary)
-        return summary
+        return self.run_dir.write_summary(summary)
 
     # -- its steps --------------------------------------------------------------------------------------------------
 
@@ -252,7 +258,8 @@ class IsicLoop:
         if digest != self.base_digest:
             rows += self.run_dir.read(verdict_stage(digest), Verdict)
         verdicts = {(row.judge, row.sample_id): row for row in rows}
-        samples = [sample for sample in self.samples if not split or sample.split == split]
+        aside = set_aside(self.run_dir, (verdict_stage(self.base_digest), verdict_stage(digest)))
+        samples = [s for s in self.samples if (not split or s.split == split) and s.sample_id not in aside]
         judges = (SELF, *self.config.judge.auditors)
         return Evidence(self.prompts, samples, verdicts, judges, self.config.judge.threshold)
 

@@ -1,33 +1,44 @@
-"""What a person sees while a run works: stage, counts, time left. On a terminal one line that is redrawn."""
+"""What a person sees while a run works: stage, counts, time left. On a terminal one line that is redrawn.
+
+The same goes to ``watch`` every few seconds: the run's progress.json, which `isic status` reads from anywhere.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
+
+WATCH_EVERY_S = 10.0
 
 
 class Progress:
     """One stage at a time, written to stderr."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, watch: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
         self._stage, self._total, self._done, self._unit = "", 0, 0, ""
         self._started = time.monotonic()
         self._run_started = time.monotonic()
+        self._watch, self._watched = watch, 0.0
 
     def start(self, stage: str, total: int = 0, unit: str = "") -> None:
         """Begin a stage of ``total`` units (0: unknown)."""
         self._stage, self._total, self._done, self._unit = stage, total, 0, unit
         self._started = time.monotonic()
         self._show()
+        self._tell(at_once=True)
 
     def advance(self, count: int) -> None:
         tenth = self._done * 10 // max(1, self._total)
         self._done += count
         if self._live or self._done * 10 // max(1, self._total) > tenth:
             self._show()
+        self._tell()
 
     def finish(self, note: str = "") -> float:
         """End the stage, leaving one line behind; returns its seconds."""
@@ -39,6 +50,23 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own."""
         self._write(text, end="\n")
+
+    def _tell(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._watch is None or not (at_once or now - self._watched >= WATCH_EVERY_S):
+            return
+        self._watched = now
+        driver = {"host": platform.node(), "pid": os.getpid(), "running_s": round(now - self._run_started, 1)}
+        counts = {"done": self._done, "total": self._total, "unit": self._unit}
+        self._watch(
+            {
+                "stage": self._stage,
+                **counts,
+                "stage_s": round(now - self._started, 1),
+                "driver": driver,
+                "at": time.time(),
+            }
+        )
 
     def _show(self) -> None:
         text = f"{self._stage:<34}"

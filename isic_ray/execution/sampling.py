@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from isic_ray.config import RunConfig
+from isic_ray.execution.isolation import DeviceLost
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.shard_worker import ShardWorker
 
@@ -17,14 +19,22 @@ Unit = dict[str, str]  # {"do": "draw" | "judge", "shard": name, "codebook": dig
 class ShardActor:
     """Ray Data's actor: one model load, then any number of units."""
 
+    worker: type[ShardWorker] = ShardWorker
+
     def __init__(self, config: RunConfig, uri: str) -> None:
         import torch
 
         execution = config.execution
         torch.set_num_threads(execution.threads_per_actor or max(1, math.ceil(execution.cpus_per_actor)))
-        self._worker = ShardWorker(config, uri)
+        self._worker = self.worker(config, uri)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        try:
+            return self._results(batch)
+        except DeviceLost:  # Ray starts a new process, and `isolation` finds the row that did it
+            os._exit(1)
+
+    def _results(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         return {"result": [json.dumps(self._do(json.loads(str(unit)))) for unit in batch["unit"]]}
 
     def _do(self, unit: Unit) -> dict[str, Any]:
@@ -34,7 +44,12 @@ class ShardActor:
 
 
 def work(
-    config: RunConfig, uri: str, units: Sequence[Unit], sizes: Callable[[Unit], int], progress: Progress
+    config: RunConfig,
+    uri: str,
+    units: Sequence[Unit],
+    sizes: Callable[[Unit], int],
+    progress: Progress,
+    actor: type[ShardActor] = ShardActor,
 ) -> list[dict[str, Any]]:
     """Run every unit once on the actor pool and return their counts, in the order they finish.
 
@@ -47,7 +62,7 @@ def work(
     execution = config.execution
     dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
     results = dataset.map_batches(
-        ShardActor,
+        actor,
         fn_constructor_args=(config, uri),
         batch_size=1,
         num_cpus=execution.cpus_per_actor,
