@@ -140,6 +140,18 @@ class Run:
         keys = self.store.list(f"commits/{_name(stage)}")
         return {commit.shard: commit for commit in self.store.each(self._read_commit, keys)}
 
+    def stages(self) -> list[str]:
+        """Everything that has commits: stages of rows, and folders of blobs."""
+        return sorted({key.split("/")[1] for key in self.store.list("commits")})
+
+    def commit_at(self, key: str) -> Commit | None:
+        """The commit under ``key``, read anew; None when there is none. Raises `Damaged`."""
+        self._commits.pop(key, None)
+        try:
+            return self._read_commit(key)
+        except FileNotFoundError:
+            return None
+
     def pending(self, stage: str, planned: list[str]) -> list[str]:
         """The planned shards that have no commit, in the plan's order."""
         done = set(self.store.list(f"commits/{_name(stage)}"))

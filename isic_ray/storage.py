@@ -101,10 +101,10 @@ class Store:
         return self._retry("read", check_key(key), lambda: self.files.exists(key))
 
     def list(self, prefix: str) -> Keys:
-        """Sorted keys of all objects in folder ``prefix``, at any depth; [] when there is none."""
-        folder = check_key(prefix.rstrip("/"))
+        """Sorted keys of all objects in folder ``prefix``, at any depth; "" is the whole store; [] for no folder."""
+        folder = check_key(prefix.rstrip("/")) if prefix else ""
         keys = self._retry("list", folder, lambda: list(self.files.keys(folder)))
-        return sorted(key for key in keys if key.startswith(folder + "/"))
+        return sorted(key for key in keys if not folder or key.startswith(folder + "/"))
 
     def delete(self, key: str) -> None:
         """Removes the object; no error when there is none."""

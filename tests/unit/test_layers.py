@@ -19,7 +19,7 @@ HEAVY = {"ray", "torch", "transformers", "deepspeed"}
 LAYERS = [
     {"errors", "validation", "config", "schema", "plan", "metrics", "codebook", "prompt_files", "records"},
     {"filesystems", "storage", "linked_store"},
-    {"models", "runs", "report", "export", "reporting", "prompts", "auditors", "evaluation"},
+    {"models", "runs", "status", "garbage", "report", "export", "reporting", "prompts", "auditors", "evaluation"},
     {"execution"},
     {"commands"},
     {"cli"},
