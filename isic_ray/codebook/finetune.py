@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from isic_ray.models.base import Renderer
+    from isic_ray.models.base import Perceiver, Renderer
 
 _SHORTEST = 1e-6  # keeps the gradient of a unit row finite
 
@@ -100,9 +100,23 @@ def regulariser(movement: Tensor) -> Tensor:
     return movement.square().sum() / max(1, len(movement))
 
 
-def loss(renderer: Renderer, delta_module: nn.Module, tokens: Tensor, target_pixels: Tensor, weight: float) -> Tensor:
-    """Scalar: reconstruction of ``target_pixels`` ``[B,3,H,W]`` from ``tokens`` ``[B,N]``, plus weight · regulariser.
+def feature_difference(seen: Tensor, wanted: Tensor) -> Tensor:
+    """‖seen - wanted‖² / ‖wanted‖² of features ``[B,M,h]``: relative, so that models with other scales compare."""
+    return (seen.float() - wanted.float()).square().mean() / wanted.float().square().mean()
 
+
+def loss(
+    renderer: Renderer,
+    delta_module: nn.Module,
+    tokens: Tensor,
+    target_pixels: Tensor,
+    weight: float,
+    perceiver: Perceiver | None = None,
+) -> Tensor:
+    """Scalar: how far the pictures of ``tokens`` ``[B,N]`` are from ``target_pixels`` ``[B,3,H,W]``, plus
+    weight · regulariser.
+
+    The distance is `reconstruction`, or with a ``perceiver`` the `feature_difference` of what it sees.
     ``delta_module`` is a `HarmlessDelta`, or a wrapper (DeepSpeed engine, DDP) with one as its ``module``.
     """
     inner = delta_module if isinstance(delta_module, HarmlessDelta) else delta_module.module
@@ -110,4 +124,10 @@ def loss(renderer: Renderer, delta_module: nn.Module, tokens: Tensor, target_pix
         raise TypeError(f"expected a HarmlessDelta or a wrapper around one, got {type(delta_module).__name__}")
     codebook = delta_module()
     pixels = renderer(tokens, codebook)
-    return reconstruction(pixels, target_pixels) + weight * regulariser(inner.movement(codebook))
+    if perceiver is None:
+        distance = reconstruction(pixels, target_pixels)
+    else:
+        with torch.no_grad():
+            wanted = perceiver(target_pixels)
+        distance = feature_difference(perceiver(pixels), wanted)
+    return distance + weight * regulariser(inner.movement(codebook))

@@ -292,7 +292,7 @@ class IsicLoop:
         trainable = select_rows(
             usage.log_odds(self.config.edit.smoothing), usage.harmful, finetune.min_log_odds, finetune.min_count
         )
-        job = DeltaJob(edit.codebook, None, trainable)
+        job = DeltaJob(edit.codebook, None, trainable, finetune.loss)
         return self.train([job], pair_rows(harmful, benign, finetune, seed), stage)[0]
 
     def harmful_rows(self, history: list[Evidence]) -> Weighted:

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, loss
 from isic_ray.config import FinetuneConfig, RunConfig
 from isic_ray.errors import UserError
+from isic_ray.models.base import Perceiver, SeesPixels, UnifiedModel
 from isic_ray.runs import Run
 
 _HARMLESS = 1e-5  # largest component that a trained delta may have in the harmful space
@@ -22,11 +23,12 @@ _HARMLESS = 1e-5  # largest component that a trained delta may have in the harmf
 
 @dataclass(frozen=True)
 class DeltaJob:
-    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all)."""
+    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all), the loss's name."""
 
     edited: torch.Tensor
     basis: torch.Tensor | None
     trainable: torch.Tensor | None
+    loss: str = "pixels"
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         tensors = {"edited": self.edited, "basis": self.basis, "trainable": self.trainable}
@@ -34,7 +36,13 @@ class DeltaJob:
 
     def key(self, data: np.ndarray, finetune: FinetuneConfig) -> str:
         """Names the result: equal inputs give an equal key, so a resumed run finds a finished delta."""
-        settings = (finetune.steps, finetune.batch_size, finetune.learning_rate, finetune.regulariser)
+        settings = (
+            finetune.steps,
+            finetune.batch_size,
+            finetune.learning_rate,
+            finetune.regulariser,
+            self.loss,
+        )
         parts = [repr(settings).encode(), data.tobytes()]
         parts += [name.encode() + t.numpy().tobytes() for name, t in sorted(self.to_tensors().items())]
         return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -99,7 +107,7 @@ def train_deltas(
                 "config": config,
                 "uri": run.store.uri,
                 "base": save({"base": base.contiguous()}),
-                "jobs": [(name, save(job.to_tensors())) for name, job in pending],
+                "jobs": [(name, job.loss, save(job.to_tensors())) for name, job in pending],
             },
             datasets={"rows": ray.data.from_numpy(rows)},
             dataset_config=DataConfig(datasets_to_split=[]),  # each worker takes its part of every batch: reproducible
@@ -145,11 +153,18 @@ def _train(loop: dict[str, Any]) -> None:
     base = load(loop["base"])["base"].to(device)
     shard = ray.train.get_dataset_shard("rows")
     run = Run.open(loop["uri"])
-    for name, tensors in loop["jobs"]:
-        table = _train_one(config.finetune, load(tensors), base, renderer, shard, device, model.normalised)
+    for name, kind, tensors in loop["jobs"]:
+        perceiver = _perceiver(model, device) if kind == "features" else None
+        table = _train_one(config.finetune, load(tensors), base, renderer, perceiver, shard, device, model.normalised)
         if ray.train.get_context().get_world_rank() == 0:
             run.put_blob(name, save({"table": table}))
     ray.train.report({})
+
+
+def _perceiver(model: UnifiedModel, device: torch.device) -> Perceiver:
+    if not isinstance(model, SeesPixels):
+        raise UserError(f"the {model.family} family has no vision tower to train through; set finetune.loss: pixels")
+    return model.perceiver().to(device)
 
 
 def _train_one(
@@ -157,6 +172,7 @@ def _train_one(
     job: dict[str, torch.Tensor],
     base: torch.Tensor,
     renderer: Any,
+    perceiver: Perceiver | None,
     shard: Any,
     device: torch.device,
     normalised: bool,
@@ -176,7 +192,7 @@ def _train_one(
         tokens, targets = batch["data"][rank::world].long().unbind(1)  # [B/W,N] each
         with torch.no_grad():
             wanted = renderer(targets, base)
-        engine.backward(loss(renderer, engine, tokens, wanted, finetune.regulariser))
+        engine.backward(loss(renderer, engine, tokens, wanted, finetune.regulariser, perceiver))
         engine.step()
     with gathered(module.delta):
         outside = harmful_component(module.delta, module.basis)

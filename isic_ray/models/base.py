@@ -59,6 +59,19 @@ class Renderer(torch.nn.Module):
     """
 
 
+class Perceiver(torch.nn.Module):
+    """Differentiable seeing: ``forward(pixels [B,3,H,W] in about [-1, 1]) -> features [B,M,h]``; frozen, float32."""
+
+
+@runtime_checkable
+class SeesPixels(Protocol):
+    """A model whose judge looks at pixels through a differentiable encoder; ``finetune.loss: features`` needs one."""
+
+    def perceiver(self) -> Perceiver:
+        """What the judge sees, up to where the language model takes over."""
+        ...
+
+
 @runtime_checkable
 class UnifiedModel(Protocol):
     """A model that draws through an editable codebook, judges pictures and rewrites prompts."""

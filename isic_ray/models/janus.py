@@ -21,7 +21,7 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 from transformers.utils.logging import disable_progress_bar
 
 from isic_ray.errors import UserError
-from isic_ray.models.base import ModelFacts, Renderer, SamplingSettings
+from isic_ray.models.base import ModelFacts, Perceiver, Renderer, SamplingSettings
 from isic_ray.models.checkpoints import (
     digest_files,
     read_model_type,
@@ -30,6 +30,7 @@ from isic_ray.models.checkpoints import (
     resolve_dtype,
     weight_files,
 )
+from isic_ray.models.perceive import TowerPerceiver
 from isic_ray.models.sampler import BLOCK, Backbone, Run, TokenSampler, complete_greedily
 
 _PICTURES = 8  # pictures decoded or encoded together; a multiple of 4 keeps to one convolution kernel on CPU
@@ -215,6 +216,12 @@ class JanusModel:
     def renderer(self) -> Renderer:
         """A float32 copy of the decoder, differentiable in the codebook."""
         return JanusRenderer(self._core.vqmodel)
+
+    def perceiver(self) -> Perceiver:
+        """A float32 copy of the vision tower, differentiable in the pixels."""
+        tower, images = self._core.vision_model, self.processor.image_processor
+        side = tower.config.image_size
+        return TowerPerceiver(tower, (side, side), list(images.image_mean), list(images.image_std))
 
     @property
     def _pixels_per_token(self) -> int:
