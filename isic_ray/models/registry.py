@@ -22,6 +22,13 @@ FAMILIES = (
         picture="384 x 384, 576 tokens",
         normalised=True,
     ),
+    Family(
+        name="emu3",
+        adapter="isic_ray.models.emu3:Emu3Model",
+        model_types=("emu3",),
+        checkpoints="BAAI/Emu3-Gen-hf (draws) with judge.model BAAI/Emu3-Chat-hf",
+        picture="720 x 720, 8100 tokens",
+    ),
 )
 REFUSED = {
     "showo": "its tokenizer quantises by sign (lookup-free), so there is no codebook table to edit",
