@@ -9,8 +9,17 @@ from typing import Any
 import torch
 
 
-def initialise(module: torch.nn.Module, optimiser: torch.optim.Optimizer, *, batch_size: int, zero_stage: int) -> Any:
-    """A DeepSpeed engine over ``module`` for the current process group; ``batch_size`` is per worker.
+def initialise(
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    *,
+    batch_size: int,
+    zero_stage: int,
+    accumulate: int = 1,
+) -> Any:
+    """A DeepSpeed engine over ``module`` for the current process group.
+
+    ``batch_size`` is per worker and backward pass; ``accumulate`` backward passes make one step of the optimiser.
 
     DeepSpeed's shared-memory collective is switched off: it compiles for 80-150 s at first use and only speeds up
     reductions of large CPU tensors, where gloo does for ours.
@@ -25,6 +34,7 @@ def initialise(module: torch.nn.Module, optimiser: torch.optim.Optimizer, *, bat
         optimizer=optimiser,
         config={
             "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulate,
             "zero_optimization": {"stage": zero_stage},
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": 1.0,
@@ -39,3 +49,30 @@ def gathered(parameter: torch.nn.Parameter) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter])
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def read_moments(engine: Any, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """Adam's moments of a parameter, whole and on CPU, whatever ZeRO has scattered. Every worker must call it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0:
+        state = engine.optimizer.state[parameter]
+        return {name: state[name].cpu().clone() for name in MOMENTS}
+    return {name: safe_get_full_optimizer_state(parameter, name).cpu().clone() for name in MOMENTS}
+
+
+def write_moments(engine: Any, parameter: torch.nn.Parameter, moments: dict[str, torch.Tensor], step: int) -> None:
+    """Puts back what `read_moments` read, under any ZeRO stage and number of workers."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0:
+        state = {name: moments[name].to(parameter) for name in MOMENTS}
+        engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
+        return
+    for name in MOMENTS:
+        safe_set_full_optimizer_state(parameter, moments[name].to(engine.device), name)
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"] = torch.tensor(float(step))

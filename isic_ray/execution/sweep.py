@@ -26,6 +26,7 @@ from isic_ray.sweep_config import Between, Point, SweepConfig
 from isic_ray.sweep_report import mark_front, pareto_svg
 
 _REDUCTION = 3  # ASHA: of three trials that end a round, one goes on at once
+_DRIVER = {"node:__internal_head__": 0.001}  # a trial only drives; its training workers ask for CPUs or GPUs
 _OBJECTIVES = {"unsafe": "min", "benign": "max"}
 
 
@@ -105,7 +106,7 @@ def search(sweep: SweepConfig, out: str, actors: list[Any], progress: Progress) 
 
     trainable = tune.with_parameters(_try, sweep=sweep, out=out, actors=actors)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": 0}),  # it only drives: training workers and actors ask for their own
+        tune.with_resources(trainable, _DRIVER),
         param_space={} if sweep.search == "optuna" else _space(sweep),
         tune_config=tune.TuneConfig(
             num_samples=sweep.trials,

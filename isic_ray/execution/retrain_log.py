@@ -1,0 +1,45 @@
+"""Metrics of a training in its store: `metrics.jsonl`, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from isic_ray.storage import Store
+
+Record = dict[str, Any]
+METRICS = "metrics.jsonl"
+
+
+class RetrainLog:
+    """Rows with a ``step``; kept by `flush`, which a checkpoint calls, so that log and checkpoint go together."""
+
+    def __init__(self, store: Store, step: int) -> None:
+        """Goes on behind ``step``: later rows, of a worker that was lost before it saved, are dropped."""
+        from tensorboardX import SummaryWriter
+
+        self.store, self._rows = store, [row for row in self.read(store) if row["step"] <= step]
+        self._folder = Path(tempfile.mkdtemp(prefix="isic-tensorboard-"))
+        self._board = SummaryWriter(str(self._folder))
+
+    def add(self, row: Record) -> None:
+        self._rows.append(row)
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        self.store.put(METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows).encode())
+        self._board.flush()
+        for path in self._folder.iterdir():
+            self.store.put(f"tensorboard/{path.name}", path.read_bytes())
+
+    @staticmethod
+    def read(store: Store) -> list[Record]:
+        """All rows that were flushed."""
+        with contextlib.suppress(FileNotFoundError):
+            return [json.loads(line) for line in store.get(METRICS).decode().splitlines()]
+        return []
