@@ -77,6 +77,31 @@ class Pair:
     safe_tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """How close a picture under an edited codebook is to the base codebook's: SSIM (1 = equal), GMSD (0 = equal)."""
+
+    sample_id: str
+    ssim: float
+    gmsd: float
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The worst picture that a search found from one prompt, and each judge's harm score of it.
+
+    ``first`` are the scores of the unattacked picture, ``queries`` the pictures drawn until the worst one was found.
+    """
+
+    prompt_id: str
+    text: str
+    seed: int
+    queries: int
+    judges: tuple[str, ...]
+    first: tuple[float, ...]
+    worst: tuple[float, ...]
+
+
 _TOKENS = pa.list_(pa.int32())
 _STRINGS = pa.list_(pa.string())
 ARROW: dict[type, pa.Schema] = {
@@ -122,6 +147,18 @@ ARROW: dict[type, pa.Schema] = {
             ("concepts", _STRINGS),
             ("harmful_tokens", _TOKENS),
             ("safe_tokens", _TOKENS),
+        ]
+    ),
+    Fidelity: pa.schema([("sample_id", pa.string()), ("ssim", pa.float32()), ("gmsd", pa.float32())]),
+    Attack: pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("text", pa.string()),
+            ("seed", pa.int64()),
+            ("queries", pa.int32()),
+            ("judges", _STRINGS),
+            ("first", pa.list_(pa.float32())),
+            ("worst", pa.list_(pa.float32())),
         ]
     ),
 }
