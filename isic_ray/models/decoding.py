@@ -19,7 +19,8 @@ from transformers import DynamicCache
 
 from isic_ray.errors import UserError
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.sampler import BLOCK, _choose, _uniforms, blocks
+from isic_ray.models.blocks import blocks
+from isic_ray.models.sampler import BLOCK, _uniforms, choose
 
 Step = Callable[[Tensor, Tensor, SamplingSettings], tuple[Tensor, Tensor]]
 
@@ -33,9 +34,13 @@ class Reading(Protocol):
         """Feed embeddings ``[R,L,h]``; returns the normed hidden state of the last position ``[R,h]``."""
         ...
 
+    def step(self, x: Tensor) -> Tensor:
+        """`extend` by one embedding a row ``[R,h]``."""
+        ...
+
 
 class Network(Protocol):
-    """A causal language model: `isic_ray.models.sampler.Backbone` (fused) or `StockNetwork`."""
+    """A causal language model: `isic_ray.models.backbone.Backbone` (fused) or `StockNetwork`."""
 
     embedding: Tensor  # [V,h]
 
@@ -92,6 +97,10 @@ class StockReading:
         hidden: Tensor = outputs.last_hidden_state[:, -1]
         return hidden
 
+    def step(self, x: Tensor) -> Tensor:
+        """Feed one embedding a row; see `Reading`."""
+        return self.extend(x[:, None])
+
 
 class PictureSampler:
     """Draws the tokens of pictures, from prompts that are embeddings.
@@ -116,7 +125,7 @@ class PictureSampler:
         self.network, self.step, self.positions, self.depth = network, step, positions, depth
         self.row, self.separator, self.width, self.block = row, separator, width, block
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def draw(
         self,
         conditional: Sequence[Tensor],
@@ -157,10 +166,9 @@ class PictureSampler:
             tokens[:, position], fed = self.step(hidden, uniforms[:, position], settings)
             if position + 1 == self.positions:
                 break
-            new = fed.repeat(repeats, 1)[:, None]  # [R,1,h]
+            hidden = reading.step(fed.repeat(repeats, 1))
             if self.separator is not None and (position + 1) % self.row == 0:
-                new = torch.cat([new, self.separator.expand_as(new)], 1)
-            hidden = reading.extend(new)
+                hidden = reading.step(self.separator.expand_as(hidden))
         return tokens
 
 
@@ -168,10 +176,18 @@ def one_token(table: Tensor, head: Callable[[Tensor], Tensor]) -> Step:
     """The step of families with one token a position: ``head`` gives logits ``[R,K]``, ``table`` ``[K,h]`` is fed."""
 
     def step(hidden: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-        chosen = _choose(head(hidden), uniforms[:, 0], settings)
+        chosen = choose(guided(head(hidden), settings.guidance), uniforms, settings)
         return chosen[:, None], F.embedding(chosen, table)
 
     return step
+
+
+def guided(logits: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance ``[B,K]``: the first half of the rows has the condition, the second has none."""
+    if guidance == 1:
+        return logits
+    conditional, unconditional = logits.float().chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
 
 
 def rows_of(weight: Tensor, ids: Tensor) -> Tensor:

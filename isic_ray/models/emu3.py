@@ -18,9 +18,9 @@ from transformers import Emu3ForConditionalGeneration, Emu3Processor
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
 from isic_ray.models.adapter import Painter, rows_as_map
+from isic_ray.models.backbone import Backbone
 from isic_ray.models.checkpoints import digest_files, load_processor, load_stock, read_table, resolve_checkpoint
 from isic_ray.models.decoding import StockNetwork
-from isic_ray.models.sampler import Backbone
 from isic_ray.models.vocabulary import VocabularyModel
 
 # The negative prompt of the published generation procedure (baaivision/Emu3, image_generation.py).

@@ -29,6 +29,14 @@ FAMILIES = (
         checkpoints="BAAI/Emu3-Gen-hf (draws) with judge.model BAAI/Emu3-Chat-hf",
         picture="720 x 720, 8100 tokens",
     ),
+    Family(
+        name="chameleon",
+        adapter="isic_ray.models.chameleon:ChameleonModel",
+        model_types=("chameleon",),
+        checkpoints="leloy/Anole-7b-v0.1-hf, facebook/chameleon-7b, -30b",
+        picture="512 x 512, 1024 tokens",
+        needs="the published tokenizer/vqgan.ckpt (`isic convert`), unless the checkpoint holds the picture decoder",
+    ),
 )
 REFUSED = {
     "showo": "its tokenizer quantises by sign (lookup-free), so there is no codebook table to edit",
