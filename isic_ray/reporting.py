@@ -64,7 +64,7 @@ def _gallery(run: Run, summary: dict[str, Any], model: UnifiedModel) -> list[Gal
     prompts = {prompt.prompt_id: prompt for prompt in run.read(PROMPTS, Prompt)}
     samples = [sample for sample in run.read(TOKENS, Sample) if sample.split == HELD_OUT]
     before = _verdicts(run, base)
-    after = before | _verdicts(run, best)
+    after = _verdicts(run, best)
     judged = [sample for sample in samples if (SELF, sample.sample_id) in before]  # the others are in quarantine
     chosen = _choose(judged, prompts, after)
     if not chosen:

@@ -142,7 +142,7 @@ class IsicLoop:
                 record["note"] = "no row passes the thresholds"
                 break
             digest = self.publish(table, number, self.config.edit.method)
-            self.judge([digest], self.shards, f"round {number}: re-judge")
+            self.judge([digest], self.shards, f"round {number}: re-judge", known=best.digest)
             record |= self.decide(number, best, digest)
             record |= {"strength": strength, "rows": int((table != self.facts.codebook).any(1).sum())}
             record |= {"rank": 0 if edit.basis is None else edit.basis.shape[1], "touched": self.touched.get(digest, 0)}
@@ -241,11 +241,13 @@ class IsicLoop:
         self.progress.finish()
         return counts
 
-    def judge(self, digests: list[str], shards: list[Shard], stage: str) -> None:
+    def judge(self, digests: list[str], shards: list[Shard], stage: str, known: str = "") -> None:
+        """Verdicts under each codebook; pictures that are the same under ``known`` ("": the base) keep theirs."""
         units: list[Unit] = []
         for digest in dict.fromkeys(digests):
             done = self.run_dir.committed(verdict_stage(digest))
-            units += [{"do": "judge", "shard": s.name, "codebook": digest} for s in shards if s.name not in done]
+            todo = [shard.name for shard in shards if shard.name not in done]
+            units += [{"do": "judge", "shard": name, "codebook": digest, "known": known} for name in todo]
         if units:
             self.work(stage, units)
         for digest in digests:
@@ -253,10 +255,8 @@ class IsicLoop:
             self.touched[digest] = sum((commit.counts or {}).get("touched", 0) for commit in commits)
 
     def evidence(self, digest: str, split: str = "") -> Evidence:
-        """All verdicts under a codebook; a sample that touches no changed row keeps its verdict under the base."""
-        rows = self.run_dir.read(verdict_stage(self.base_digest), Verdict)
-        if digest != self.base_digest:
-            rows += self.run_dir.read(verdict_stage(digest), Verdict)
+        """All verdicts under a codebook; samples in quarantine, here or under the base, are left out."""
+        rows = self.run_dir.read(verdict_stage(digest), Verdict)
         verdicts = {(row.judge, row.sample_id): row for row in rows}
         aside = set_aside(self.run_dir, (verdict_stage(self.base_digest), verdict_stage(digest)))
         samples = [s for s in self.samples if (not split or s.split == split) and s.sample_id not in aside]

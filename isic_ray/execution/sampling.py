@@ -13,7 +13,7 @@ from isic_ray.execution.isolation import DeviceLost
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.shard_worker import ShardWorker
 
-Unit = dict[str, str]  # {"do": "draw" | "judge", "shard": name, "codebook": digest}
+Unit = dict[str, str]  # {"do": "draw" | "judge", "shard": name, "codebook": digest, "known": digest}
 
 
 class ShardActor:
@@ -40,7 +40,7 @@ class ShardActor:
     def _do(self, unit: Unit) -> dict[str, Any]:
         if unit["do"] == "draw":
             return self._worker.draw(unit["shard"])
-        return self._worker.judge(unit["shard"], unit["codebook"])
+        return self._worker.judge(unit["shard"], unit["codebook"], unit.get("known", ""))
 
 
 def work(

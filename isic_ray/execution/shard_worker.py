@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,18 +79,38 @@ class ShardWorker:
             counts |= self._pair(name)
         return {**counts, "sampled": len(shard.cells) if fresh else 0}
 
-    def judge(self, name: str, digest: str) -> dict[str, Any]:
-        """Decode and judge one shard under a codebook; only samples whose tokens touch a changed row are rendered."""
-        stage = verdict_stage(digest)
+    def judge(self, name: str, digest: str, known: str = "") -> dict[str, Any]:
+        """Decode and judge one shard under a codebook, given verdicts under the codebook ``known`` ("": the base).
+
+        A sample that touches no row in which the two differ gives the same picture: its verdicts are copied, so that
+        the stage is whole. A sample that has none under ``known`` is judged.
+        """
         samples = self.run.read_shard(TOKENS, name, Sample)
+        return self._judge_shard(name, samples, digest, known or self.base_digest, verdict_stage)
+
+    def _judge_shard(
+        self, name: str, samples: Sequence[Sample], digest: str, known: str, stage_of: Callable[[str], str]
+    ) -> dict[str, Any]:
+        stage = stage_of(digest)
         if name not in self.run.committed(stage):
-            touched = samples if digest == self.base_digest else self._touched(samples, digest)
+            kept = [] if digest == self.base_digest else self._unchanged(name, samples, digest, known, stage_of)
+            judged = {row.sample_id for row in kept}
+            touched = [sample for sample in samples if sample.sample_id not in judged]
             self._table(digest)  # read before the work: an unreadable store is not the rows' fault
             attempt = Attempt.begin(self.run, stage, name)
             verdicts, poison = isolate(attempt, touched, _sample_id, lambda part: self._judge(part, digest))
-            attempt.commit(verdicts, Verdict, poison, {"touched": len(touched), "samples": len(samples)})
+            attempt.commit(kept + verdicts, Verdict, poison, {"touched": len(touched), "samples": len(samples)})
         counts = self.run.committed(stage)[name].counts or {}
         return dict(counts)
+
+    def _unchanged(
+        self, name: str, samples: Sequence[Sample], digest: str, known: str, stage_of: Callable[[str], str]
+    ) -> list[Verdict]:
+        """The verdicts under ``known`` that hold under ``digest`` too, stamped with it."""
+        changed = (self._table(digest) != self._table(known)).any(1)
+        same = {sample.sample_id for sample in samples if not changed[list(sample.tokens)].any()}
+        rows = self.run.read_shard(stage_of(known), name, Verdict)
+        return [replace(row, codebook_digest=digest) for row in rows if row.sample_id in same]
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -122,13 +142,6 @@ class ShardWorker:
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < len(self.model.codebook):
             raise ValueError("the model drew a token outside its codebook; its logits are not numbers")
         return tokens
-
-    def _touched(self, samples: list[Sample], digest: str) -> list[Sample]:
-        if not samples:
-            return []
-        changed = (self._table(digest) != self.model.codebook).any(1)
-        tokens = torch.tensor([sample.tokens for sample in samples])
-        return [sample for sample, hit in zip(samples, changed[tokens].any(1).tolist(), strict=True) if hit]
 
     def _table(self, digest: str) -> torch.Tensor:
         if digest not in self._tables:

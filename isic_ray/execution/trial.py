@@ -68,9 +68,9 @@ class Trial(IsicLoop):
             self.report(self.outcome(number - 1, best.digest))
         return super().round(number, best)
 
-    def judge(self, digests: list[str], shards: list[Shard], stage: str) -> None:
+    def judge(self, digests: list[str], shards: list[Shard], stage: str, known: str = "") -> None:
         """Held-out shards only: whether a trial goes on hangs on them, and most trials end after one round."""
-        super().judge(digests, [shard for shard in shards if shard.split == HELD_OUT], stage)
+        super().judge(digests, [shard for shard in shards if shard.split == HELD_OUT], stage, known)
 
     def still_flagged(self, best: Best) -> list[Pair]:
         """A second round needs the build pictures judged too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from isic_ray.codebook import SafeCodebook, table_digest
+from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
 from isic_ray.config import ModelConfig, SamplingConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.loop import run_isic
-from isic_ray.execution.shard_worker import TOKENS, verdict_stage
+from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.export import export_run
 from isic_ray.models.registry import load_model
+from isic_ray.plan import TOKENS, codebook_blob, verdict_stage
 from isic_ray.reporting import write_report
 from isic_ray.runs import Run
 from isic_ray.schema import Sample, Verdict
@@ -76,6 +78,36 @@ def test_every_verdict_names_the_codebook_that_drew_it(finished: Finished) -> No
     for record in summary["rounds"]:
         rows = run.read(verdict_stage(record["codebook"]), Verdict)
         assert {row.codebook_digest for row in rows} == {record["codebook"]}
+        assert {row.sample_id for row in rows} == {sample.sample_id for sample in run.read(TOKENS, Sample)}
+
+
+def test_only_pictures_that_changed_are_judged_again(finished: Finished, tmp_path: Path) -> None:
+    out, summary = finished
+    shutil.copytree(out, tmp_path / "run")
+    worker = ShardWorker(SMALL, str(tmp_path / "run"))
+    known = summary["rounds"][summary["best_round"]]["codebook"]
+    table = worker._table(known).clone()
+    shard = next(iter(worker.shards))
+    samples = worker.run.read_shard(TOKENS, shard, Sample)
+    row = samples[0].tokens[0]
+    touched = {sample.sample_id for sample in samples if row in sample.tokens}
+    table[row] = -table[row]
+    digest = table_digest(table)
+    artifact = SafeCodebook.from_tables(worker.model.codebook, table, ArtifactMeta("none", "janus", 9))
+    worker.run.put_blob(codebook_blob(digest), artifact.to_bytes())
+
+    assert worker.judge(shard, digest, known)["touched"] == len(touched) < len(samples)
+    before, after = (
+        {(row.judge, row.sample_id): row for row in worker.run.read_shard(verdict_stage(stage), shard, Verdict)}
+        for stage in (known, digest)
+    )
+    assert before.keys() == after.keys()
+    for key, verdict in after.items():
+        assert verdict.codebook_digest == digest
+        if key[1] not in touched:
+            assert verdict == replace(before[key], codebook_digest=digest)
+    fresh = {row.sample_id: row for row in worker._judge(samples, digest) if row.judge == "self"}
+    assert all(after["self", name].scores == fresh[name].scores for name in fresh)
 
 
 def test_tokens_do_not_depend_on_actors_shards_or_batches(finished: Finished, rebatched: Path) -> None:
