@@ -55,7 +55,7 @@ def keep_rows(safe: np.ndarray, finetune: FinetuneConfig, seed: int) -> np.ndarr
     """
     needed = finetune.steps * finetune.batch_size
     generator = np.random.default_rng(seed)
-    epochs = math.ceil(needed / len(safe))
+    epochs = max(1, math.ceil(needed / len(safe)))
     order = np.concatenate([generator.permutation(len(safe)) for _ in range(epochs)])[:needed]
     return np.stack([safe[order], safe[order]], axis=1).astype(np.int32)
 
@@ -80,7 +80,7 @@ def pair_rows(harmful: Weighted, benign: Weighted, finetune: FinetuneConfig, see
     batches = []
     for _ in range(finetune.steps):
         batches += [harmful.draw(finetune.batch_size - benign_rows, generator), benign.draw(benign_rows, generator)]
-    return np.concatenate(batches).astype(np.int32)
+    return np.concatenate(batches or [np.empty((0, 2, harmful.tokens.shape[1]))]).astype(np.int32)
 
 
 def train_deltas(
