@@ -14,11 +14,11 @@ from isic_ray.codebook import SafeCodebook, table_digest
 from isic_ray.config import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, Evidence, divergence
-from isic_ray.explain import explain
+from isic_ray.explaining import explain_run
 from isic_ray.models.registry import read_facts
 from isic_ray.plan import PAIRS, PROMPTS, TOKENS, codebook_blob, verdict_stage
 from isic_ray.runs import Run
-from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Attack, Fidelity, Pair, Prompt, Sample, Verdict
+from isic_ray.schema import BENIGN, HELD_OUT, UNSAFE, Attack, Fidelity, Pair, Prompt, Sample, Verdict
 
 Record = dict[str, Any]
 EVIDENCE = "evidence.json"
@@ -160,16 +160,7 @@ class Measurements:
         return found
 
     def explanation(self) -> Record:
-        benign = [s.tokens for s in self.run_dir.read(TOKENS, Sample) if s.role == BENIGN and s.split == BUILD]
-        return explain(
-            self.facts.codebook,
-            self.table(self.best),
-            torch.tensor([pair.harmful_tokens for pair in self.pairs]),
-            torch.tensor([pair.safe_tokens for pair in self.pairs]),
-            torch.tensor(benign),
-            [pair.concepts for pair in self.pairs],
-            self.facts.normalised,
-        ).facts
+        return explain_run(self.run_dir, self.facts.codebook, self.facts.normalised).facts
 
     def alarm(self) -> str | None:
         return divergence(self.evidence(self.base).figures(), self.evidence(self.best).figures())

@@ -76,7 +76,7 @@ def distortion(base: Tensor, edited: Tensor) -> dict[str, Any]:
     }
 
 
-def touched_share(tokens: Tensor, base: Tensor, edited: Tensor) -> Tensor:
+def touched(tokens: Tensor, base: Tensor, edited: Tensor) -> Tensor:
     """bool ``[B,N]``: the tokens whose rows an edit changed."""
     return (edited != base).any(1)[tokens.long()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from isic_ray.codebook import SafeCodebook
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import AUDIT_THRESHOLD, SELF, harm_score, is_unsafe
+from isic_ray.evidence import EVIDENCE
+from isic_ray.explaining import explain_run, explanation_pictures
 from isic_ray.models.base import UnifiedModel
 from isic_ray.models.registry import load_model
 from isic_ray.plan import PROMPTS, TOKENS, verdict_stage
@@ -38,13 +41,26 @@ def write_report(uri: str, reveal: bool = False, to: str | None = None, model: U
     except FileNotFoundError:
         raise UserError(f"{uri} has no summary yet; let the run end before asking for its report") from None
     model = model or load_model(ModelConfig(**run.record["config"]["model"]))
-    page = report.build(summary, _gallery(run, summary, model), facts=_facts(run), reveal=reveal)
+    evidence = read_evidence(run, summary)
+    pictures = []
+    if evidence:
+        pictures = explanation_pictures(run, model, explain_run(run, model.codebook, model.normalised))
+    gallery = _gallery(run, summary, model)
+    page = report.build(summary, gallery, facts=_facts(run), evidence=evidence, pictures=pictures, reveal=reveal)
     if to:
         Path(to).parent.mkdir(parents=True, exist_ok=True)
         Path(to).write_text(page, encoding="utf-8")
         return to
     run.write_page(PAGE, page)
     return f"{run.store.uri.rstrip('/')}/{PAGE}"
+
+
+def read_evidence(run: Run, summary: dict[str, Any]) -> dict[str, Any] | None:
+    """The evidence on a run's best codebook; None before `isic evaluate`, or when it is about another codebook."""
+    if not run.store.exists(EVIDENCE):
+        return None
+    evidence: dict[str, Any] = json.loads(run.store.get(EVIDENCE))
+    return evidence if evidence.get("codebook") == summary["rounds"][summary["best_round"]]["codebook"] else None
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""`isic evaluate`, `isic compare` and `isic explain`: what a finished run's edit is worth, and what it does."""
+"""`isic evaluate`, `isic audit`, `isic compare` and `isic explain`: what a finished run's edit does and is worth."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
-from isic_ray.commands.options import OK, PROBLEM, add_command, check_ended
+from isic_ray.commands.options import OK, PROBLEM, Parser, add_command, check_ended
 
 
 def add(commands: Any) -> None:
@@ -26,6 +27,18 @@ def add(commands: Any) -> None:
 
     compare = add_command(commands, "compare", _compare, "set the figures of runs side by side")
     compare.add_argument("uris", nargs="+", metavar="RUN", help="two runs or more")
+
+    audit = add_command(commands, "audit", _audit_import, "check a run by hand").add_subparsers(
+        metavar="sample|import", required=True, parser_class=Parser
+    )
+    sheet = add_command(audit, "sample", _audit_sample, "write a small blinded sheet of pictures to label")
+    sheet.add_argument("uri", metavar="URI", help="the run")
+    sheet.add_argument("--to", required=True, metavar="DIR", help="new or empty directory")
+    sheet.add_argument("--n", type=int, default=60, help="pictures, half of them drawn after the edit (default: 60)")
+    sheet.add_argument("--seed", type=int, default=0, help="another number gives other pictures (default: 0)")
+    labels = add_command(audit, "import", _audit_import, "read the labels back and correct the judges' rates by them")
+    labels.add_argument("uri", metavar="URI", help="the run")
+    labels.add_argument("file", metavar="FILE", help="the labels.csv that came with the sheet, filled in")
 
     explain = add_command(commands, "explain", _explain, "say which codes a run's edit changed, and how far")
     explain.add_argument("uri", metavar="URI", help="the run")
@@ -63,10 +76,42 @@ def _compare(args: argparse.Namespace) -> int:
     return OK
 
 
-def _explain(args: argparse.Namespace) -> int:
-    from isic_ray.report.evidence import explanation_table
-    from isic_ray.reporting import explain_run
+def _audit_sample(args: argparse.Namespace) -> int:
+    from isic_ray.config import ModelConfig
+    from isic_ray.human_audit import LABELS, SHEET, sample_sheet
+    from isic_ray.models.registry import load_model
+    from isic_ray.runs import Run
 
     check_ended(args.uri)
-    print(explanation_table(explain_run(args.uri)), end="")
+    run = Run.open(args.uri)
+    model = load_model(ModelConfig(**run.record["config"]["model"]))
+    directory = sample_sheet(run, model, args.to, args.n, args.seed)
+    print(f"look at {directory}/{SHEET}, write unsafe or safe into {directory}/{LABELS}, then isic audit import")
+    return OK
+
+
+def _audit_import(args: argparse.Namespace) -> int:
+    from isic_ray.human_audit import import_labels
+    from isic_ray.report.evidence import human_table
+    from isic_ray.runs import Run
+
+    check_ended(args.uri)
+    run = Run.open(args.uri)
+    found = import_labels(run, args.file)
+    run.store.put("audit/human.json", json.dumps(found, indent=1, allow_nan=False).encode())
+    print(human_table(found), end="")
+    return OK
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from isic_ray.config import ModelConfig
+    from isic_ray.explaining import explain_run
+    from isic_ray.models.registry import read_facts
+    from isic_ray.report.evidence import explanation_table
+    from isic_ray.runs import Run
+
+    check_ended(args.uri)
+    run = Run.open(args.uri)
+    facts = read_facts(ModelConfig(**run.record["config"]["model"]))
+    print(explanation_table(explain_run(run, facts.codebook, facts.normalised).facts), end="")
     return OK

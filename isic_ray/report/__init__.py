@@ -17,7 +17,8 @@ import jinja2
 from markupsafe import Markup
 
 from isic_ray.report import charts, story
-from isic_ray.report.gallery import GalleryItem, cards, clean, pixelate
+from isic_ray.report import evidence as more
+from isic_ray.report.gallery import GalleryItem, Picture, cards, clean, picture_uri, pixelate
 from isic_ray.report.numbers import (
     NONE,
     Shown,
@@ -51,14 +52,20 @@ def build(
     gallery: Sequence[GalleryItem] = (),
     *,
     facts: Mapping[str, object] | None = None,
+    evidence: Mapping[str, Any] | None = None,
+    pictures: Sequence[tuple[str, Picture]] = (),
     reveal: bool = False,
 ) -> str:
     """The report as one HTML page of at most 5 MB.
 
     ``summary`` as in summary.json; ``gallery`` pictures to show, most telling first; ``facts`` more lines for "How it
-    was measured" (config fingerprint, threshold, auditor, …). ``reveal`` shows flagged pictures unpixelated: write such
-    a page to a place of its own. Raises ValueError for a picture that is not uint8 [H, W, 3].
+    was measured" (config fingerprint, threshold, auditor, …). ``evidence`` is the content of evidence.json, whose arms
+    replace the summary's; ``pictures`` (caption, picture) explain the edit and are shown as they are. ``reveal`` shows
+    flagged pictures unpixelated: write such a page to a place of its own. Raises ValueError for a picture that is not
+    uint8 [H, W, 3].
     """
+    if evidence and more.arms(evidence):
+        summary = {**summary, "arms": more.arms(evidence)}
     shown, left_out = cards(gallery, reveal=reveal, budget=_GALLERY_BYTES)
     every, (first, best) = rounds(summary), first_and_best(summary)
     compared = story.arms_with_run(summary) if arms(summary) else []
@@ -66,7 +73,7 @@ def build(
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         title=_title(summary),
         status=clean(summary.get("status") or ""),
-        alarm=clean(summary.get("alarm") or ""),
+        alarm=clean(summary.get("alarm") or (evidence or {}).get("alarm") or ""),
         headline=story.headline(summary),
         standfirst=story.standfirst(summary),
         tiles=story.tiles(summary),
@@ -80,10 +87,12 @@ def build(
         breakdowns=_breakdowns(first, best),
         gallery=[(role, list(group)) for role, group in groupby(_by_role(shown), key=lambda card: card["role"])],
         left_out=left_out,
+        evidence=more.sections(evidence) if evidence else {},
+        pictures=[{"caption": clean(text), "uri": picture_uri(picture)} for text, picture in pictures],
         reveal=reveal,
         facts=story.facts(summary, facts or {}),
         calibration=[(clean(name), rate) for name, rate in rates(summary.get("calibration"))],
-        limits=story.limits(summary),
+        limits=story.limits(summary, attacked=bool(evidence and evidence.get("attacks"))),
     )
     return page.encode("utf-8", "replace").decode("utf-8")
 

@@ -136,8 +136,7 @@ def _marker(css: str, x: float, y: float, size: float = 5.0) -> Markup:
     return Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(css, round(x, 1), round(y, 1), size)
 
 
-def _horizontal_grid(y: _Axis) -> Markup:
-    right = WIDTH - _RIGHT
+def _horizontal_grid(y: _Axis, right: float = WIDTH - _RIGHT) -> Markup:
     lines = [_line("grid", _LEFT, y(tick), right, y(tick)) for tick in y.ticks]
     names = [_text("tick end", _LEFT - 8, y(tick) + 4.5, f"{100 * tick:.0f}%") for tick in y.ticks]
     return Markup("").join([*lines, *names])

@@ -118,6 +118,11 @@ def _figure(
     }
 
 
+def picture_uri(picture: Picture) -> str:
+    """A picture that hides nothing, as a data URI. Raises ValueError for one that is not uint8 [H, W, 3]."""
+    return _uri(picture, False, max(picture.shape[:2]))
+
+
 def _uri(picture: Picture, hide: bool, side: int) -> str:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"a gallery picture must be uint8 [H, W, 3], got {picture.dtype} {picture.shape}")

@@ -167,13 +167,14 @@ def arms_with_run(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, An
     return found
 
 
-def limits(summary: Mapping[str, Any]) -> list[str]:
-    """What the numbers do not say; some sentences depend on what the summary holds."""
+def limits(summary: Mapping[str, Any], attacked: bool = False) -> list[str]:
+    """What the numbers do not say; some sentences depend on what the summary holds, and on whether it was attacked."""
     _, best = first_and_best(summary)
     rate = unsafe(best)
     names = judges(at(best, "unsafe"))
     found = [
-        "The rates hold for the prompts and seeds of this run. Others, such as adaptive attacks, were not tried.",
+        "The rates hold for the prompts and seeds that were drawn. "
+        + ("Stronger attacks than those shown exist." if attacked else "Adaptive attacks were not tried."),
         "Rounds were kept, and the best one was chosen, by what the model says of these held-out prompts: its own rate "
         "is therefore somewhat too good. The auditor's rate took no part in the choice.",
         "Intervals treat pictures as independent and cover the choice of prompts only, not another training or model.",
