@@ -31,7 +31,8 @@ from isic_ray.models.checkpoints import (
     weight_files,
 )
 from isic_ray.models.perceive import TowerPerceiver
-from isic_ray.models.sampler import BLOCK, Backbone, Run, TokenSampler, complete_greedily
+from isic_ray.models.backbone import Backbone, Run, fuse
+from isic_ray.models.sampler import BLOCK, TokenSampler, complete_greedily
 
 _PICTURES = 8  # pictures decoded or encoded together; a multiple of 4 keeps to one convolution kernel on CPU
 _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
@@ -69,11 +70,13 @@ class JanusModel:
         with torch.no_grad():
             every = torch.arange(len(self.codebook), device=model.device)
             visual_table = model.prepare_embeddings_for_image_generation(every)  # [K,h]
-        generation = model.generation_config
+        generation, head = model.generation_config, core.generation_head
+        project = fuse(head.proj_out)
         self._sampler = TokenSampler(
             self._backbone,
             visual_table,
-            core.generation_head,
+            lambda hidden: head.activation_fn(project(hidden)),
+            fuse(head.vision_head),
             tokens=self.tokens_per_image,
             pad_id=generation.pad_token_id,
             kept_ids=[generation.bos_token_id, generation.generation_kwargs["boi_token_id"]],

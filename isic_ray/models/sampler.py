@@ -1,177 +1,55 @@
-"""A fused decoding loop for LLaMA-type backbones, whose results do not depend on how rows are batched.
+"""Bulk sampling of visual tokens, whose results do not depend on how rows are batched.
 
-Shapes: R rows of a block (B samples, twice that under guidance), L new positions, T cache slots, h hidden size,
-H / G query / key-value heads, D head size, K visual tokens, N tokens a picture.
+Shapes: B samples, R rows (B, twice that under guidance), h hidden size, K visual tokens, N tokens a picture.
 
-Why blocks. A matrix product rounds differently for other batch sizes (BLAS picks its kernel by shape), and one last
-bit can flip a sample: the uniform falls between the two CDFs with probability sum_k |dCDF_k|. Measured at K = 1024 in
-float32, batch 1 against 32: 3e-7 a token for flat logits, 2e-5 for peaked ones; a shard of 128 pictures has thousands
-of tokens, and bfloat16 is 2**16 times coarser. Rounding the logits to a grid does not help: it makes differences rarer
-but larger, and the sum stays the same on average. So every kernel always sees the same shapes. Samples run in blocks of
-one size (short ones are filled up), and prompts are left-padded to a width that depends on their own length alone.
-What is left is a row's place in its block, and no kernel in use was seen to depend on that (tests check it).
+Why that takes care. A matrix product may round differently for other batch sizes (a BLAS picks its kernel by shape),
+and one last bit can flip a sample: the uniform falls between the two CDFs with probability sum_k |dCDF_k|. Measured at
+K = 1024 in float32, batch 1 against 32: 3e-7 a token for flat logits, 2e-5 for peaked ones; a shard of 128 pictures has
+thousands of tokens, and bfloat16 is 2**16 times coarser. Rounding the logits to a grid does not help: it makes
+differences rarer but larger, and the sum stays the same on average.
+
+So blocks are formed in one of two ways. On a CPU, `Backbone` uses kernels that give a row the same bits in any block of
+a multiple of `ROWS` rows; each process tries that on its own weights before it relies on it. Elsewhere (a GPU, or a CPU
+that fails the trial) kernels always see the same shapes: blocks of one size, short ones filled up. Prompts are
+left-padded to a width that depends on their own length alone.
+
+All pictures of a model have equally many tokens, so the rows of a block end together and none idles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from isic_ray.models.backbone import Backbone, Run
 from isic_ray.models.base import SamplingSettings
+from isic_ray.models.blocks import blocks, left_pad, out_of_memory
 
-BLOCK = 16  # rows run together; changing it changes last bits, and so, very rarely, a sample
-_BLOCK_ON_GPU = 32  # samples run together on a GPU, where a step costs about the same for any few rows
-_MIN_WIDTH = 16  # prompts are padded to this width, or to the next power of two
+ROWS = 4  # elastic blocks are filled up to a multiple of this many rows: vector kernels differ below
+BLOCK = 16  # rows or samples that run together where only blocks of one size agree
+_LARGEST = 64  # samples that run together at the most
+_SPAN = 64  # on a GPU, attention looks at a multiple of this many slots, and each multiple has a graph of its own
 _STOP_CHECK = 8  # steps between looks at whether all texts have ended; each look waits for the device
-
-
-@dataclass(frozen=True)
-class _Layer:
-    norm_attention: Tensor
-    qkv: tuple[Tensor, Tensor | None]
-    out: tuple[Tensor, Tensor | None]
-    norm_mlp: Tensor
-    gate_up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
-
-
-class Backbone:
-    """The weights of a transformers `LlamaModel`, fused for decoding. The module keeps working: it shares them."""
-
-    def __init__(self, llama: Any) -> None:
-        config = llama.config
-        self.heads: int = config.num_attention_heads
-        self.kv_heads: int = config.num_key_value_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.eps: float = config.rms_norm_eps
-        self.norm: Tensor = llama.norm.weight.detach()
-        self.embedding: Tensor = llama.embed_tokens.weight.detach()
-        self.rotary: nn.Module = llama.rotary_emb
-        self.activation: Callable[[Tensor], Tensor] = llama.layers[0].mlp.act_fn
-        self.layers = [
-            _Layer(
-                norm_attention=layer.input_layernorm.weight.detach(),
-                qkv=_fuse(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-                out=_fuse(layer.self_attn.o_proj),
-                norm_mlp=layer.post_attention_layernorm.weight.detach(),
-                gate_up=_fuse(layer.mlp.gate_proj, layer.mlp.up_proj),
-                down=_fuse(layer.mlp.down_proj),
-            )
-            for layer in llama.layers
-        ]
-
-    def start(self, pads: Tensor, capacity: int) -> Run:
-        """Rows in flight, with room for ``capacity`` positions; see `isic_ray.models.decoding.Network`."""
-        return Run(self, pads, capacity)
-
-    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm over the last dimension."""
-        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
-
-
-def _fuse(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """One weight ``[sum of outputs, inputs]`` and bias; the linears become views into it, so memory is not doubled."""
-    if len(linears) == 1:
-        bias = linears[0].bias
-        return linears[0].weight.detach(), None if bias is None else bias.detach()
-    rows = [linear.out_features for linear in linears]
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    for linear, part in zip(linears, torch.split(weight, rows), strict=True):
-        linear.weight.data = part
-    if linears[0].bias is None:
-        return weight, None
-    return weight, torch.cat([linear.bias.detach() for linear in linears])
-
-
-class Run:
-    """R rows in flight through a backbone: a static key-value cache that `extend` fills from left to right.
-
-    ``pads`` int64 ``[R]`` counts each row's leading slots that nobody may attend to. Assigning a smaller `filled`
-    rewinds: the next `extend` overwrites what came after.
-    """
-
-    def __init__(self, backbone: Backbone, pads: Tensor, capacity: int) -> None:
-        weights, rows = backbone.embedding, len(pads)
-        self.backbone = backbone
-        self.filled = 0
-        slots = torch.arange(capacity, device=weights.device)
-        self._visible = slots >= pads[:, None]  # [R,T]
-        self._step_mask = _additive(self._visible, weights.dtype)[:, None, None]  # [R,1,1,T]
-        positions = (slots - pads[:, None]).clamp_min(0)
-        cos, sin = backbone.rotary(weights, positions)  # [R,T,D]; its first argument only gives the dtype
-        self._cos, self._sin = cos[:, :, None], sin[:, :, None]
-        shape = (len(backbone.layers), 2, rows, backbone.kv_heads, capacity, backbone.head_dim)
-        self._cache = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
-
-    def extend(self, x: Tensor) -> Tensor:
-        """Feed embeddings ``[R,L,h]``; returns the normed hidden state of the last position ``[R,h]``.
-
-        With L = 1 all shapes but the attended length are constant: to capture a CUDA graph, attend to the whole cache
-        through a mask that is updated in place.
-        """
-        model = self.backbone
-        rows, length, _ = x.shape
-        start, end = self.filled, self.filled + length
-        mask = self._step_mask[..., :end] if length == 1 else self._causal_mask(start, end, x.dtype)
-        for index, layer in enumerate(model.layers):
-            qkv = F.linear(model.rms_norm(x, layer.norm_attention), *layer.qkv)
-            attended = self._attend(index, qkv.view(rows, length, -1, model.head_dim), mask)
-            x = x + F.linear(attended, *layer.out)
-            gate, up = F.linear(model.rms_norm(x, layer.norm_mlp), *layer.gate_up).chunk(2, dim=-1)
-            x = x + F.linear(model.activation(gate) * up, *layer.down)
-        self.filled = end
-        return model.rms_norm(x[:, -1], model.norm)
-
-    def _attend(self, index: int, qkv: Tensor, mask: Tensor) -> Tensor:
-        """Rotate, store keys and values, attend to the filled slots: ``[R,L,H+2G,D]`` → ``[R,L,H*D]``."""
-        model = self.backbone
-        rows, length, _, size = qkv.shape
-        start, end, groups = self.filled, self.filled + length, model.kv_heads
-        unrotated = qkv[:, :, : model.heads + groups]
-        left, right = unrotated.chunk(2, dim=-1)
-        rotated = unrotated * self._cos[:, start:end] + torch.cat((-right, left), -1) * self._sin[:, start:end]
-        keys, values = self._cache[index]  # [R,G,T,D]
-        keys[:, :, start:end] = rotated[:, :, model.heads :].transpose(1, 2)
-        values[:, :, start:end] = qkv[:, :, model.heads + groups :].transpose(1, 2)
-        # The query heads that share a key head ride along as extra query positions, so nothing is repeated.
-        share = model.heads // groups
-        queries = rotated[:, :, : model.heads].reshape(rows, length, groups, share, size).permute(0, 2, 3, 1, 4)
-        if length > 1 and share > 1:
-            mask = mask.repeat(1, 1, share, 1)
-        attended = F.scaled_dot_product_attention(
-            queries.reshape(rows, groups, share * length, size), keys[:, :, :end], values[:, :, :end], attn_mask=mask
-        )
-        return attended.view(rows, groups, share, length, size).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
-
-    def _causal_mask(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        keys = torch.arange(end, device=self._visible.device)
-        queries = keys[start:, None]
-        # A padding slot may see itself: a row of the softmax without any key would be NaN and poison the cache.
-        allowed = (self._visible[:, None, :end] & (keys <= queries)) | (keys == queries)
-        return _additive(allowed, dtype)[:, None]
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
 class TokenSampler:
     """Draws N visual tokens for each prompt from its own seed.
 
-    ``visual_table`` ``[K,h]`` embeds a drawn token (generation embedding and aligner folded into one), ``head`` maps
-    the last hidden state ``[R,h]`` to logits ``[R,K]``. In the unconditional rows of classifier-free guidance every
-    prompt token outside ``kept_ids`` becomes ``pad_id`` and stays attended, as in transformers' Janus.
+    ``visual_table`` ``[K,h]`` embeds a drawn token (generation embedding and aligner folded into one). ``features``
+    maps the last hidden state ``[R,h]`` to what the linear ``head`` turns into logits ``[B,K]``: being linear, it can
+    wait until guidance has mixed the rows. In the unconditional rows every prompt token outside ``kept_ids`` becomes
+    ``pad_id`` and stays attended, as in transformers' Janus.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         visual_table: Tensor,
+        features: Callable[[Tensor], Tensor],
         head: Callable[[Tensor], Tensor],
         *,
         tokens: int,
@@ -179,16 +57,18 @@ class TokenSampler:
         kept_ids: Sequence[int],
         block: int = 0,
     ) -> None:
-        """``block`` samples run together; 0 chooses by device."""
-        self.backbone, self.table, self.head = backbone, visual_table, head
-        self.tokens, self.pad_id = tokens, pad_id
-        self.block = block or (_BLOCK_ON_GPU if visual_table.is_cuda else BLOCK)
-        self.kept_ids = torch.tensor(list(kept_ids), device=visual_table.device)
+        """``block`` samples run together at the most; 0 chooses by device."""
+        self.backbone, self.table, self.features, self.head = backbone, visual_table, features, head
+        self.tokens, self.pad_id, self.kept_ids = tokens, pad_id, frozenset(kept_ids)
+        self.span = _SPAN if visual_table.is_cuda else 1
+        self.block = block or self._fitting_block()
+        self._elastic: dict[int, bool] = {}  # by number of threads
+        self._held: _Block | None = None
 
-    @torch.no_grad()
     def draw(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
         """Tokens int32 ``[B,N]`` on CPU for prompt ids. Row i depends on (prompts[i], seeds[i], settings) alone.
 
+        When memory runs out, the samples in hand are drawn again in blocks of half the size, and later ones too.
         Raises ValueError when prompts and seeds differ in number, or for settings out of range.
         """
         if len(prompts) != len(seeds):
@@ -196,36 +76,167 @@ class TokenSampler:
         if settings.temperature < 0 or settings.top_k < 0 or not 0 < settings.top_p <= 1:
             raise ValueError(f"temperature and top_k must not be negative and top_p must be in (0, 1]: {settings}")
         result = torch.empty(len(prompts), self.tokens, dtype=torch.int32)
-        for width, rows in blocks([len(prompt) for prompt in prompts], self.block):
-            tokens = self._draw_block([prompts[i] for i in rows], [seeds[i] for i in rows], width, settings)
-            result[torch.tensor(rows)] = tokens.to("cpu", torch.int32)  # a filler row rewrites its own result
+        left = list(range(len(prompts)))
+        while left:
+            try:
+                for width, members in blocks([len(prompts[i]) for i in left], *self._sizes(settings)):
+                    rows = [left[i] for i in members]
+                    tokens = self._draw_block([prompts[i] for i in rows], [seeds[i] for i in rows], width, settings)
+                    result[torch.tensor(rows)] = tokens  # a filler row rewrites its own result
+                    left = [-1 if i in rows else i for i in left]
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.block == 1:
+                    raise
+                self.block, self._held = self.block // 2, None
+            left = [i for i in left if i >= 0]
         return result
 
+    def elastic(self) -> bool:
+        """Whether a row keeps its bits in blocks of any multiple of `ROWS` rows here; tried once."""
+        threads = torch.get_num_threads()
+        if threads not in self._elastic:
+            self._elastic[threads] = not self.table.is_cuda and self._rows_agree()
+        return self._elastic[threads]
+
+    @torch.inference_mode()
+    def _rows_agree(self) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        rows, length = 2 * _LARGEST, 16
+        x = self.table[torch.randint(len(self.table), (rows, length + 2), generator=generator)]
+        pads = torch.randint(length, (rows,), generator=generator)
+
+        def logits(members: slice) -> Tensor:
+            run = Run(self.backbone, pads[members], length + 2)
+            run.extend(x[members, :length])
+            run.step(x[members, length])
+            return self.head(self.features(run.step(x[members, length + 1])))
+
+        whole = logits(slice(0, rows))
+        return all(torch.equal(logits(slice(n, 2 * n)), whole[n : 2 * n]) for n in (ROWS, 3 * ROWS, 8 * ROWS))
+
+    def _sizes(self, settings: SamplingSettings) -> tuple[int, int]:
+        """Samples of a block at the most, and what their number is a multiple of."""
+        if not self.elastic():
+            size = self.block if self.table.is_cuda else min(self.block, BLOCK)
+            return size, size
+        multiple = ROWS // 2 if settings.guidance != 1 else ROWS
+        return max(self.block, multiple), multiple
+
+    def _fitting_block(self) -> int:
+        """A power of two whose cache takes at most half of a GPU's memory (all of it, so that it never varies)."""
+        block = _LARGEST
+        if self.table.is_cuda:
+            total = torch.cuda.get_device_properties(self.table.device).total_memory
+            while block > 1 and 2 * block * self.backbone.cache_bytes(self.tokens + _SPAN) > total / 2:
+                block //= 2
+        return block
+
+    @torch.inference_mode()
     def _draw_block(
         self, prompts: list[Sequence[int]], seeds: list[int], width: int, settings: SamplingSettings
     ) -> Tensor:
-        guided = settings.guidance != 1
-        device = self.table.device
-        ids, pads = left_pad(prompts, width, self.pad_id, device)
-        if guided:
-            unconditional = torch.where(torch.isin(ids, self.kept_ids), ids, self.pad_id)
-            ids, pads = torch.cat([ids, unconditional]), pads.repeat(2)
-        uniforms = torch.stack([_uniforms(seed, self.tokens) for seed in seeds]).to(device)
-        tokens = torch.empty(len(prompts), self.tokens, dtype=torch.long, device=device)
-        run = self.backbone.start(pads, width + self.tokens)
-        hidden = run.extend(F.embedding(ids, self.backbone.embedding))
-        for step in range(self.tokens):
-            chosen = _choose(self.head(hidden), uniforms[:, step], settings)
-            tokens[:, step] = chosen
-            if step + 1 < self.tokens:
-                fed = chosen.repeat(2) if guided else chosen
-                hidden = run.extend(F.embedding(fed, self.table)[:, None])
-        return tokens
+        held = self._held
+        if held is None or not held.fits(len(prompts), width, settings):
+            self._held = held = None  # its memory first
+            held = _Block(self, len(prompts), width, settings)
+            if self.table.is_cuda:  # for its graphs
+                self._held = held
+        return held.draw(prompts, seeds, width).to("cpu", torch.int32)
 
 
-@torch.no_grad()
+class _Block:
+    """One block of samples in flight. Its state is static tensors, so that a step can be captured and replayed."""
+
+    def __init__(self, sampler: TokenSampler, samples: int, width: int, settings: SamplingSettings) -> None:
+        self.sampler, self.settings, self.samples = sampler, settings, samples
+        self.guided = settings.guidance != 1
+        device, span = sampler.table.device, sampler.span
+        capacity = -(-(width + sampler.tokens) // span) * span
+        pads = torch.zeros(samples * (1 + self.guided), dtype=torch.long, device=device)
+        self.run = Run(sampler.backbone, pads, capacity)
+        self.uniforms = torch.empty(samples, sampler.tokens, dtype=torch.float64, device=device)
+        self.tokens = torch.empty(samples, sampler.tokens, dtype=torch.long, device=device)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        self.last = torch.empty(samples, dtype=torch.long, device=device)
+        self._graphs: dict[int, Any] = {}  # attended slots → a captured step
+
+    def fits(self, samples: int, width: int, settings: SamplingSettings) -> bool:
+        return (samples, settings) == (self.samples, self.settings) and (
+            width + self.sampler.tokens <= self.run.capacity
+        )
+
+    def draw(self, prompts: list[Sequence[int]], seeds: list[int], width: int) -> Tensor:
+        """Tokens int64 ``[B,N]``."""
+        self.uniforms.copy_(torch.stack([_uniforms(seed, self.sampler.tokens) for seed in seeds]))
+        self.column.zero_()
+        self._choose(self._read(prompts, width))
+        for _ in range(self.sampler.tokens - 1):
+            span = self.sampler.span
+            attended = -(-(self.run.filled + 1) // span) * span
+            if self.sampler.table.is_cuda:
+                self._replay(attended)
+            else:
+                self._step(attended)
+        return self.tokens
+
+    def _read(self, prompts: list[Sequence[int]], width: int) -> Tensor:
+        """Feed the prompts; the last hidden state ``[R,h]``. Equal rows are read once where block sizes may vary."""
+        sampler = self.sampler
+        rows = [tuple(prompt) for prompt in prompts]
+        if self.guided:
+            rows += [tuple(i if i in sampler.kept_ids else sampler.pad_id for i in row) for row in rows]
+        read = rows
+        if sampler.elastic():
+            read = list(dict.fromkeys(rows))
+            read += read[:1] * (-len(read) % ROWS)
+            read = read if len(read) < len(rows) else rows
+        ids, pads = left_pad(read, width, sampler.pad_id, sampler.table.device)
+        x = F.embedding(ids, sampler.backbone.embedding)
+        if len(read) >= len(rows):
+            self.run.restart(pads)
+            return self.run.extend(x)
+        where = {row: index for index, row in enumerate(read)}
+        source = torch.tensor([where[row] for row in rows], device=ids.device)
+        prefix = Run(sampler.backbone, pads, width)
+        hidden = prefix.extend(x)
+        self.run.restart(pads[source])
+        self.run.copy_rows(prefix, source)
+        return hidden[source]
+
+    def _choose(self, hidden: Tensor) -> None:
+        features = self.sampler.features(hidden)
+        if self.guided:
+            conditional, unconditional = features.chunk(2)
+            features = torch.lerp(unconditional, conditional, self.settings.guidance)
+        uniforms = self.uniforms.index_select(1, self.column)
+        self.last.copy_(choose(self.sampler.head(features), uniforms, self.settings))
+        self.tokens.index_copy_(1, self.column, self.last[:, None])
+        self.column += 1
+
+    def _step(self, attended: int) -> None:
+        x = F.embedding(self.last, self.sampler.table)
+        self._choose(self.run.step(x.repeat(2, 1) if self.guided else x, attended))
+
+    def _replay(self, attended: int) -> None:
+        """The step from a CUDA graph. The first of a length runs as it is (and warms up), the second is captured."""
+        if attended not in self._graphs:
+            self._graphs[attended] = None
+            self._step(attended)
+            return
+        if self._graphs[attended] is None:
+            graph = torch.cuda.CUDAGraph()
+            pool = next((known.pool() for known in self._graphs.values() if known), None)
+            with torch.cuda.graph(graph, pool=pool):
+                self._step(attended)  # records, and counts the slot, but runs nothing yet
+            self._graphs[attended] = graph
+        else:
+            self.run.count(1)
+        self._graphs[attended].replay()
+
+
+@torch.inference_mode()
 def complete_greedily(
-    backbone: Any,
+    backbone: Any,  # a Backbone, or another network of isic_ray.models.decoding
     lm_head: Callable[[Tensor], Tensor],
     prompts: Sequence[Sequence[int]],
     *,
@@ -250,44 +261,24 @@ def complete_greedily(
             ended |= torch.isin(chosen, stops)
             if step + 1 == limit or (step % _STOP_CHECK == _STOP_CHECK - 1 and bool(ended.all())):
                 break
-            hidden = run.extend(F.embedding(chosen, backbone.embedding)[:, None])
+            hidden = run.step(F.embedding(chosen, backbone.embedding))
         for i, row in zip(rows, torch.stack(drawn, 1).tolist(), strict=True):
             cut = next((at for at, token in enumerate(row) if token in stop_ids), len(row))
             results[i] = row[:cut]
     return results
 
 
-def blocks(lengths: Sequence[int], size: int) -> Iterator[tuple[int, list[int]]]:
-    """Group rows by padded prompt width into blocks of exactly ``size`` row indices; the first one fills up a rest."""
-    by_width: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        by_width.setdefault(max(_MIN_WIDTH, 1 << (length - 1).bit_length()), []).append(row)
-    for width, rows in sorted(by_width.items()):
-        for start in range(0, len(rows), size):
-            block = rows[start : start + size]
-            yield width, block + block[:1] * (size - len(block))
-
-
-def left_pad(prompts: Sequence[Sequence[int]], width: int, pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids ``[R,width]`` with padding in front, and its length ``[R]``; both int64."""
-    pads = [width - len(prompt) for prompt in prompts]
-    ids = [[pad_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-    return torch.tensor(ids, device=device), torch.tensor(pads, device=device)
-
-
 def _uniforms(seed: int, count: int) -> Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    uniforms = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return uniforms * (1 - 2.0**-50)  # so that u * total is below total however it rounds: see `inverse_cdf`
 
 
-def _choose(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> Tensor:
-    """One token a sample ``[B]`` from logits ``[R,K]`` (conditional rows first) and uniforms ``[B]``."""
-    scores = logits.double()
-    if settings.guidance != 1:
-        conditional, unconditional = scores.chunk(2)
-        scores = unconditional + settings.guidance * (conditional - unconditional)
+def choose(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> Tensor:
+    """One token a sample ``[B]`` from logits ``[B,K]`` (guidance done) and uniforms float64 ``[B,1]``."""
     if settings.temperature == 0:
-        return scores.argmax(-1)
-    return inverse_cdf(filter_scores(scores / settings.temperature, settings.top_k, settings.top_p), uniforms)
+        return logits.argmax(-1)
+    scores = logits.float() / settings.temperature
+    return inverse_cdf(filter_scores(scores, settings.top_k, settings.top_p), uniforms)
 
 
 def filter_scores(scores: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -303,9 +294,9 @@ def filter_scores(scores: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def inverse_cdf(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """The token ``[B]`` at which the CDF of softmax(``scores`` float64 ``[B,K]``) passes ``uniforms`` ``[B]``."""
-    cdf = scores.softmax(-1).cumsum(-1)
-    total = cdf[:, -1:]
-    # Rounding may carry u * total up to total, beyond the last token of positive probability.
-    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
+    """The token ``[B]`` at which the CDF of softmax(``scores`` ``[B,K]``) passes ``uniforms`` float64 ``[B,1]``.
+
+    Uniforms are at most 1 - 2**-52, else rounding may carry one past the last token of positive probability.
+    """
+    cdf = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True).squeeze(-1)

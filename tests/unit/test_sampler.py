@@ -8,17 +8,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
+from isic_ray.models.backbone import Backbone, Run
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.sampler import (
-    Backbone,
-    Run,
-    TokenSampler,
-    blocks,
-    complete_greedily,
-    filter_scores,
-    inverse_cdf,
-    left_pad,
-)
+from isic_ray.models.blocks import blocks, left_pad
+from isic_ray.models.sampler import TokenSampler, complete_greedily, filter_scores, inverse_cdf
 
 VOCAB, CODES, HIDDEN, TOKENS, PAD = 40, 512, 64, 16, 0
 
@@ -54,7 +47,9 @@ def sampler(block: int = 0) -> TokenSampler:
     generator = torch.Generator().manual_seed(1)
     head = torch.randn(CODES, HIDDEN, generator=generator) * 0.2
     table = torch.randn(CODES, HIDDEN, generator=generator)
-    return TokenSampler(backbone, table, lambda x: x @ head.T, tokens=TOKENS, pad_id=PAD, kept_ids=[1, 2], block=block)
+    return TokenSampler(
+        backbone, table, torch.tanh, lambda x: x @ head.T, tokens=TOKENS, pad_id=PAD, kept_ids=[1, 2], block=block
+    )
 
 
 def random_prompts(count: int) -> list[list[int]]:
@@ -116,7 +111,8 @@ def test_first_token_follows_the_softmax() -> None:
     model = sampler()
     prompt, draws = [1, 5, 6, 2], 600
     ids, pads = left_pad([prompt], 16, PAD, torch.device("cpu"))
-    logits = model.head(Run(model.backbone, pads, 20).extend(model.backbone.embedding[ids]))
+    hidden = Run(model.backbone, pads, 20).extend(model.backbone.embedding[ids])
+    logits = model.head(model.features(hidden))
     probabilities = logits.double().softmax(-1)[0]
     model.tokens = 1
     drawn = model.draw([prompt] * draws, range(draws), SamplingSettings(guidance=1.0))[:, 0].long()
@@ -130,9 +126,9 @@ def test_first_token_follows_the_softmax() -> None:
 def test_inverse_cdf_is_exact() -> None:
     probabilities = torch.tensor([[0.0, 0.25, 0.5, 0.25, 0.0]], dtype=torch.float64)
     scores = probabilities.log()
-    almost_one = 1 - 2.0**-53
+    almost_one = 1 - 2.0**-52
     for uniform, token in [(0.0, 1), (0.24, 1), (0.26, 2), (0.74, 2), (0.76, 3), (almost_one, 3)]:
-        assert inverse_cdf(scores, torch.tensor([uniform], dtype=torch.float64)).item() == token
+        assert inverse_cdf(scores, torch.tensor([[uniform]], dtype=torch.float64)).item() == token
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.7), (20, 0.5), (1, 1.0), (0, 1e-6), (999, 1.0)])
@@ -186,7 +182,7 @@ def test_bfloat16_runs_and_ignores_the_batch() -> None:
     model = llama().to(torch.bfloat16)
     head = torch.randn(CODES, HIDDEN).to(torch.bfloat16)
     drawer = TokenSampler(
-        Backbone(model), head, lambda x: x @ head.T, tokens=TOKENS, pad_id=PAD, kept_ids=[1, 2], block=4
+        Backbone(model), head, torch.tanh, lambda x: x @ head.T, tokens=TOKENS, pad_id=PAD, kept_ids=[1, 2], block=4
     )
     prompts, settings = random_prompts(6), SamplingSettings(guidance=3.0)
     whole = drawer.draw(prompts, range(6), settings)
