@@ -17,6 +17,8 @@ from transformers import (
     Emu3ForConditionalGeneration,
     Emu3Processor,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
 )
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.chameleon.modeling_chameleon import (
@@ -25,7 +27,7 @@ from transformers.models.chameleon.modeling_chameleon import (
 )
 from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 
-from isic_ray.models.conversion import read_published, write_safetensors
+from isic_ray.models.conversion import convert_llamagen, read_published, write_safetensors
 
 _TEXT = """
 a red blue cat dog knife gun on the table with and of yes no ? : is there in picture rewrite safely does this show
@@ -210,3 +212,126 @@ def _residual(config: ChameleonVQVAEConfig, before: int, after: int) -> nn.Modul
 
 def _attention(width: int) -> nn.Module:
     return ChameleonVQVAEEncoderAttnBlock(width)
+
+
+LLAMAGEN_CODES, LLAMAGEN_SIDE, LLAMAGEN_HEADS, LLAMAGEN_PREFIX = 64, 4, 4, 12
+
+
+def llamagen_published(directory: Path, seed: int = 0) -> Path:
+    """``t2i.pt`` and ``vq.pt`` as published (pickles), and a T5 directory ``t5``; pictures of 32 x 32 pixels."""
+    directory.mkdir(exist_ok=True)
+    torch.save({"model": llamagen_transformer(seed)}, directory / "t2i.pt")
+    torch.save({"model": llamagen_tokenizer(seed), "steps": 3}, directory / "vq.pt")
+    named = {"pad_token": "<pad>", "eos_token": "</s>"}
+    words = tokenizer(["<pad>", "</s>", "<unk>"], WORDS, **named)
+    words.padding_side = "right"
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", words.eos_token_id)]
+    )
+    words.save_pretrained(directory / "t5")
+    config = T5Config(
+        vocab_size=len(words), d_model=48, d_kv=12, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    livelier(T5EncoderModel(config), seed).save_pretrained(directory / "t5")
+    return directory
+
+
+def llamagen(directory: Path, seed: int = 0) -> Path:
+    """The same, converted."""
+    published = llamagen_published(directory / "published", seed)
+    to = directory / "converted"
+    convert_llamagen(
+        published / "t2i.pt", published / "vq.pt", published / "t5", to, 32, LLAMAGEN_HEADS, downsample_size=8
+    )
+    return to
+
+
+def llamagen_transformer(seed: int, width: int = 64, layers: int = 2, hidden: int = 96) -> dict[str, Tensor]:
+    """Random tensors by LlamaGen's published names and shapes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def linear(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator) * 1.4 / columns**0.5
+
+    tensors = {
+        "tok_embeddings.weight": torch.randn(LLAMAGEN_CODES, width, generator=generator),
+        "norm.weight": torch.ones(width),
+        "output.weight": linear(LLAMAGEN_CODES, width),
+        "cls_embedding.uncond_embedding": torch.randn(LLAMAGEN_PREFIX, 48, generator=generator),
+        "cls_embedding.cap_proj.fc1.weight": linear(width, 48),
+        "cls_embedding.cap_proj.fc2.weight": linear(width, width),
+    }
+    for layer in range(layers):
+        tensors |= {
+            f"layers.{layer}.attention.wqkv.weight": linear(3 * width, width),
+            f"layers.{layer}.attention.wo.weight": linear(width, width),
+            f"layers.{layer}.feed_forward.w1.weight": linear(hidden, width),
+            f"layers.{layer}.feed_forward.w3.weight": linear(hidden, width),
+            f"layers.{layer}.feed_forward.w2.weight": linear(width, hidden),
+            f"layers.{layer}.attention_norm.weight": 1 + 0.1 * torch.randn(width, generator=generator),
+            f"layers.{layer}.ffn_norm.weight": 1 + 0.1 * torch.randn(width, generator=generator),
+        }
+    return tensors
+
+
+def llamagen_tokenizer(seed: int, base: int = 32, latent: int = 32, code: int = 8) -> dict[str, Tensor]:
+    """Random tensors by the published tokenizer's names and shapes (multipliers 1, 1, 1, 2; one block a level)."""
+    generator, tensors = torch.Generator().manual_seed(seed + 1), {}
+    widths = [base, base, base, 2 * base]
+
+    def conv(name: str, before: int, after: int, size: int = 3) -> None:
+        tensors[f"{name}.weight"] = (
+            torch.randn(after, before, size, size, generator=generator) * 1.4 / before**0.5 / size
+        )
+        tensors[f"{name}.bias"] = 0.1 * torch.randn(after, generator=generator)
+
+    def norm(name: str, width: int) -> None:
+        tensors[f"{name}.weight"] = 1 + 0.1 * torch.randn(width, generator=generator)
+        tensors[f"{name}.bias"] = 0.1 * torch.randn(width, generator=generator)
+
+    def residual(name: str, before: int, after: int) -> None:
+        norm(f"{name}.norm1", before)
+        conv(f"{name}.conv1", before, after)
+        norm(f"{name}.norm2", after)
+        conv(f"{name}.conv2", after, after)
+        if before != after:
+            conv(f"{name}.nin_shortcut", before, after, 1)
+
+    def attention(name: str, width: int) -> None:
+        norm(f"{name}.norm", width)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{name}.{part}", width, width, 1)
+
+    def middle(name: str, width: int) -> None:
+        residual(f"{name}.0", width, width)
+        attention(f"{name}.1", width)
+        residual(f"{name}.2", width, width)
+
+    conv("encoder.conv_in", 3, base)
+    for level, width in enumerate(widths):
+        residual(f"encoder.conv_blocks.{level}.res.0", widths[max(level - 1, 0)], width)
+        if level == len(widths) - 1:
+            attention(f"encoder.conv_blocks.{level}.attn.0", width)
+        else:
+            conv(f"encoder.conv_blocks.{level}.downsample.conv", width, width)
+    middle("encoder.mid", widths[-1])
+    norm("encoder.norm_out", widths[-1])
+    conv("encoder.conv_out", widths[-1], latent)
+    conv("quant_conv", latent, code, 1)
+    conv("post_quant_conv", code, latent, 1)
+    conv("decoder.conv_in", latent, widths[-1])
+    middle("decoder.mid", widths[-1])
+    before = widths[-1]
+    for step, width in enumerate(reversed(widths)):
+        for block in range(2):
+            residual(f"decoder.conv_blocks.{step}.res.{block}", before, width)
+            if step == 0:
+                attention(f"decoder.conv_blocks.{step}.attn.{block}", width)
+            before = width
+        if step < len(widths) - 1:
+            conv(f"decoder.conv_blocks.{step}.upsample.conv", width, width)
+    norm("decoder.norm_out", base)
+    conv("decoder.conv_out", base, 3)
+    tensors["quantize.embedding.weight"] = torch.randn(LLAMAGEN_CODES, code, generator=generator)
+    tensors["quantize.codebook_used"] = torch.zeros(16)
+    return tensors

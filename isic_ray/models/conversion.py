@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -42,3 +44,36 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial)
     partial.replace(path)
+
+
+# Heads of the published LlamaGen sizes by width (B, L, XL, XXL, 1B, XXXL, 3B, 7B): the weights do not tell.
+_LLAMAGEN_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
+
+
+def convert_llamagen(
+    gpt: Path, vq: Path, text_encoder: Path, to: Path, image_size: int, heads: int = 0, downsample_size: int = 16
+) -> None:
+    """Make the directory that the LlamaGen adapter loads, from the published files and a FLAN-T5 directory.
+
+    ``heads`` 0 knows the published sizes. Raises UserError for files that are not LlamaGen's text-to-image weights.
+    """
+    weights, tokenizer = read_published(gpt), read_published(vq)
+    if "cls_embedding.uncond_embedding" not in weights or "tok_embeddings.weight" not in weights:
+        raise UserError(f"{gpt} does not hold a LlamaGen text-to-image transformer")
+    if "quantize.embedding.weight" not in tokenizer:
+        raise UserError(f"{vq} does not hold a LlamaGen tokenizer: it has no quantize.embedding.weight")
+    if not (text_encoder / "config.json").is_file():
+        raise UserError(f"{text_encoder} is not the directory of a T5 text encoder: it has no config.json")
+    width = weights["tok_embeddings.weight"].shape[1]
+    if not heads and width not in _LLAMAGEN_HEADS:
+        raise UserError(f"{gpt} has width {width}, which no published LlamaGen has; give --heads")
+    write_safetensors(weights, to / "model.safetensors")
+    write_safetensors(tokenizer, to / "vq.safetensors")
+    shutil.copytree(text_encoder, to / "text_encoder", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin"))
+    config = {
+        "model_type": "llamagen",
+        "heads": heads or _LLAMAGEN_HEADS[width],
+        "image_size": image_size,
+        "downsample_size": downsample_size,
+    }
+    (to / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

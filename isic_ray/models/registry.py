@@ -37,6 +37,16 @@ FAMILIES = (
         picture="512 x 512, 1024 tokens",
         needs="the published tokenizer/vqgan.ckpt (`isic convert`), unless the checkpoint holds the picture decoder",
     ),
+    Family(
+        name="llamagen",
+        adapter="isic_ray.models.llamagen:LlamaGenModel",
+        model_types=("llamagen",),
+        checkpoints="FoundationVision/LlamaGen: t2i_XL_stage1_256.pt or t2i_XL_stage2_512.pt, with vq_ds16_t2i.pt",
+        picture="256 x 256, 256 tokens; 512 x 512, 1024 tokens",
+        needs="`isic convert` once, google/flan-t5-xl, and judge.model",
+        judges=False,
+        normalised=True,
+    ),
 )
 REFUSED = {
     "showo": "its tokenizer quantises by sign (lookup-free), so there is no codebook table to edit",
