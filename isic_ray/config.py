@@ -191,16 +191,24 @@ class ExecutionConfig:
     max_actors: int = 1  # ... and grown to
     cpus_per_actor: float = 1.0  # CPUs that Ray sets aside for each
     gpus_per_actor: float = 0.0  # GPUs for each; a share such as 0.5 lets actors share one
+    accelerator: str = ""  # custom Ray resource that each actor takes one of, such as NPU; "" = none
     threads_per_actor: int = 0  # torch threads; 0 = cpus_per_actor, rounded up
     batch_size: int = 64  # pictures decoded or prompts sampled at once
     shard_size: int = 128  # samples a commit: the most that a killed actor can lose
     quarantine_share: float = 0.02  # poison rows above this share end the run as "degraded"
+    patience_s: float = 14400  # seconds without progress, such as waiting for spot machines, before a run gives up
+    # for `isic plan` and the cost so far; 0 = not known
+    price_per_hour: float = 0.0  # money that one actor's share of a machine costs an hour
+    draws_per_second: float = 0.0  # pictures that one actor draws
+    judgements_per_second: float = 0.0  # pictures that one actor decodes and judges
 
     def __post_init__(self) -> None:
         check.that(bool(self.address), "execution.address", self.address, "auto, local or a Ray address")
         for name in ("min_actors", "max_actors", "batch_size", "shard_size"):
             check.least(f"execution.{name}", getattr(self, name), 1)
-        for name in ("cpus_per_actor", "gpus_per_actor", "threads_per_actor"):
+        for name in ("cpus_per_actor", "gpus_per_actor", "threads_per_actor", "patience_s"):
+            check.least(f"execution.{name}", getattr(self, name), 0)
+        for name in ("price_per_hour", "draws_per_second", "judgements_per_second"):
             check.least(f"execution.{name}", getattr(self, name), 0)
         check.share("execution.quarantine_share", self.quarantine_share)
 

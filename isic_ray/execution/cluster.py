@@ -28,6 +28,7 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
     # Data's and Train's workers start at a lower priority than the driver for no use of ours.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    be_patient(config)
     if not verbose:
         _hush()
     import ray
@@ -40,6 +41,11 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def be_patient(config: ExecutionConfig) -> None:
+    """Training workers may have to wait for machines too; Ray Train's own limit is a minute."""
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.patience_s))
 
 
 def _start(config: ExecutionConfig, verbose: bool) -> None:

@@ -92,7 +92,7 @@ class _Decode:
     def _picture(self, value: Any) -> np.ndarray | None:
         from PIL import Image, ImageOps
 
-        data = value.get("bytes") if isinstance(value, dict) else value  # the Hub's image columns hold both
+        data: Any = value.get("bytes") if isinstance(value, dict) else value  # the Hub's image columns hold both
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return np.asarray(ImageOps.fit(image.convert("RGB"), (self.size, self.size)))

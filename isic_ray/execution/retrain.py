@@ -237,7 +237,7 @@ class _Training:
 
     def _harmful(self) -> float:
         with gathered(self.module.delta):
-            outside = harmful_component(self.module.delta, self.module.basis)
+            outside: float = harmful_component(self.module.delta, self.module.basis)
         if outside > HARMLESS:
             raise RuntimeError(f"the delta reaches {outside:.1e} into the harmful space; the limit is {HARMLESS}")
         return outside

@@ -19,7 +19,7 @@ class RetrainLog:
 
     def __init__(self, store: Store, step: int) -> None:
         """Goes on behind ``step``: later rows, of a worker that was lost before it saved, are dropped."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         self.store, self._rows = store, [row for row in self.read(store) if row["step"] <= step]
         self._folder = Path(tempfile.mkdtemp(prefix="isic-tensorboard-"))

@@ -60,6 +60,7 @@ def work(
     if not units:
         return []
     execution = config.execution
+    ray.data.DataContext.get_current().execution_no_progress_timeout_s = execution.patience_s
     dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
     results = dataset.map_batches(
         actor,
@@ -67,6 +68,7 @@ def work(
         batch_size=1,
         num_cpus=execution.cpus_per_actor,
         num_gpus=execution.gpus_per_actor or None,
+        resources={execution.accelerator: 1} if execution.accelerator else None,
         compute=ray.data.ActorPoolStrategy(
             min_size=min(execution.min_actors, len(units)),
             max_size=min(max(execution.max_actors, execution.min_actors), len(units)),

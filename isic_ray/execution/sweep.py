@@ -11,7 +11,7 @@ from typing import Any
 
 from isic_ray.config import RunConfig, load_config, to_yaml
 from isic_ray.errors import UserError
-from isic_ray.execution.cluster import connected
+from isic_ray.execution.cluster import be_patient, connected
 from isic_ray.execution.generation import create_run
 from isic_ray.execution.loop import IsicLoop, Record
 from isic_ray.execution.progress import Progress
@@ -125,6 +125,7 @@ def _try(point: Point, sweep: SweepConfig, out: str, actors: list[Any]) -> None:
     """One trial, as Tune calls it."""
     from ray import tune
 
+    be_patient(sweep.start().execution)
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
     trial = Trial(sweep.at(point), out, actors, sweep.start().judge.threshold, report)
