@@ -81,8 +81,8 @@ def fuse(*linears: nn.Linear) -> Projection:
     onednn = torch.ops.mkldnn
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(onednn, "_reorder_linear_weight"):
         packed = onednn._reorder_linear_weight(weight)
-        return lambda x: onednn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
-    for linear, part in zip(linears, weight.split([linear.out_features for linear in linears]), strict=True):
+        return lambda x: onednn._linear_pointwise(x, packed, bias, "none", [], "")
+    for linear, part in zip(linears, torch.split(weight, [linear.out_features for linear in linears]), strict=True):
         linear.weight.data = part  # a view, so that memory is not doubled
     return lambda x: F.linear(x, weight, bias)
 
@@ -96,15 +96,14 @@ class Run:
     def __init__(self, backbone: Backbone, pads: Tensor, capacity: int) -> None:
         weights, rows = backbone.embedding, len(pads)
         self.backbone, self.capacity = backbone, capacity
-        place = {"dtype": weights.dtype, "device": weights.device}
         shape = (len(backbone.layers), 2, rows, backbone.kv_heads, capacity, backbone.head_dim)
-        self._cache = torch.zeros(shape, **place)
+        self._cache = weights.new_zeros(shape)
         self._flat = [layer.flatten(1, 2).unbind(0) for layer in self._cache]  # keys and values [R*G,T,D] a layer
-        self._mask = torch.empty(rows, backbone.kv_heads, 1, capacity, **place)  # additive, of a single new position
+        self._mask = weights.new_empty(rows, backbone.kv_heads, 1, capacity)  # additive, of a single new position
         self._flat_mask = self._mask.flatten(0, 1)
         self._slots = torch.arange(capacity, device=weights.device)
         self._at = torch.zeros(1, dtype=torch.long, device=weights.device)  # where the next step writes
-        self._turn = torch.empty(2, rows, capacity, 1, backbone.head_dim, **place)  # cosines; sines, signed
+        self._turn = weights.new_empty(2, rows, capacity, 1, backbone.head_dim)  # cosines; sines, signed
         self.restart(pads)
 
     def restart(self, pads: Tensor) -> None:

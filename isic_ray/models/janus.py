@@ -21,6 +21,7 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 from transformers.utils.logging import disable_progress_bar
 
 from isic_ray.errors import UserError
+from isic_ray.models.backbone import Backbone, Run, fuse
 from isic_ray.models.base import ModelFacts, Perceiver, Renderer, SamplingSettings
 from isic_ray.models.checkpoints import (
     digest_files,
@@ -31,7 +32,6 @@ from isic_ray.models.checkpoints import (
     weight_files,
 )
 from isic_ray.models.perceive import TowerPerceiver
-from isic_ray.models.backbone import Backbone, Run, fuse
 from isic_ray.models.sampler import BLOCK, TokenSampler, complete_greedily
 
 _PICTURES = 8  # pictures decoded or encoded together; a multiple of 4 keeps to one convolution kernel on CPU
