@@ -1,11 +1,13 @@
 """Prompt sets: files (CSV, JSONL, Parquet; local or any fsspec URI) and the embedded ones → `schema.Prompt` rows.
 
 A file needs a text column; concepts, objects, split, group and id columns are optional. `COLUMNS` lists the names that
-are understood, in order of preference.
+are understood, in order of preference, `BENIGN_TEXT` those that a benign set prefers; FILE#COLUMN names the text one.
+The published sets are read as they are published; seeds in them belong to diffusion models and are not used.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import unicodedata
@@ -19,7 +21,8 @@ from isic_ray.prompt_files import Row, Table, canonical, read_table
 from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt, prompt_id
 
 EMBEDDED = ("pictogram:unsafe", "pictogram:benign")
-_TEXT = "prompt, text, caption, sensitive prompt, target prompt, adv prompt, adversarial prompt, prompts, captions"
+_TEXT = "prompt, text, caption, sensitive prompt, adv prompt, adversarial prompt, target prompt, prompts, captions"
+BENIGN_TEXT = ("normal prompt", "clean prompt")  # beside unsafe prompts in the files of Ring-A-Bell and MMA-Diffusion
 COLUMNS: dict[str, tuple[str, ...]] = {  # as `canonical` writes them: "_" and "-" are spaces, capitals do not matter
     "text": tuple(_TEXT.split(", ")),
     "concepts": ("concepts", "concept", "categories", "category"),
@@ -28,6 +31,29 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # as `canonical` writes them: "_" and "
     "group": ("group",),
     "prompt_id": ("prompt id", "id"),
 }
+# The categories of I2P, under which other sets file theirs too, and how else they are written.
+CATEGORIES: dict[str, tuple[str, ...]] = {
+    "hate": ("hate speech", "hateful"),
+    "harassment": ("harassing",),
+    "violence": ("violent", "violence and gore"),
+    "self-harm": ("self harm", "selfharm"),
+    "sexual": ("sexual content", "nudity", "sex"),
+    "shocking": ("shocking images", "shocking content", "shock"),
+    "illegal activity": ("illegal activities", "illegal", "illegal act"),
+}
+_SPELLINGS = {canonical(word): name for name, words in CATEGORIES.items() for word in (name, *words)}
+_TYPO = 0.82  # likeness from which a word of 6 letters or more is taken for a misspelt category
+KNOWN_SETS: tuple[tuple[str, frozenset[str], int], ...] = (  # name, columns that give it away, rows when whole
+    ("I2P", frozenset({"prompt", "categories", "hard", "inappropriate percentage", "sd seed"}), 4703),
+    ("I2P", frozenset({"prompt", "categories", "hard", "evaluation seed"}), 4703),
+    ("CoProV2", frozenset({"caption", "jpg 0", "jpg 1", "label 0"}), 31380),
+    ("CoProV2 prompts", frozenset({"prompt", "image", "category"}), 0),
+    ("MMA-Diffusion", frozenset({"target prompt", "adv prompt", "sanitized adv prompt"}), 1000),
+    ("Ring-A-Bell", frozenset({"sensitive prompt", "normal prompt"}), 0),
+    ("COCO captions", frozenset({"coco id", "prompt"}), 30000),
+    ("COCO captions", frozenset({"image id", "caption"}), 0),
+    ("Six-CD", frozenset({"case number", "evaluation seed", "prompt"}), 0),
+)
 SPLITS = {
     **dict.fromkeys(("build", "train", "training"), BUILD),
     **dict.fromkeys(("held out", "heldout", "test", "validation", "val", "eval"), HELD_OUT),
@@ -44,6 +70,12 @@ class PromptSet:
     duplicates: int  # rows left out because an earlier one says the same
     columns: list[str]  # all that the source has
     used: dict[str, str]  # what each column that was understood is taken for: {"text": "sensitive prompt", …}
+
+    @property
+    def known_as(self) -> tuple[str, int] | None:
+        """The published set that has these columns, and its rows when whole (0: not known to us)."""
+        columns = {canonical(column) for column in self.columns}
+        return next(((name, rows) for name, wanted, rows in KNOWN_SETS if wanted <= columns), None)
 
     @property
     def splits(self) -> dict[str, int]:
@@ -88,8 +120,10 @@ def read_set(source: str, role: str, held_out_share: float) -> PromptSet:
     """All prompts of a source; a split may be empty. Raises UserError for what can't be read and for bad rows."""
     if source.startswith("pictogram:"):
         return _embedded(source, role)
-    table = read_table(source, {name for names in COLUMNS.values() for name in names})
-    used = _recognise(table)
+    path, _, column = source.partition("#")
+    wanted = {name for names in COLUMNS.values() for name in names} | set(BENIGN_TEXT) | {canonical(column)}
+    table = read_table(path, wanted)
+    used = _recognise(table, role, column)
     prompts: dict[str, Prompt] = {}  # by normalised text
     ids: set[str] = set()
     for row in table.rows:
@@ -132,10 +166,27 @@ def _embedded(source: str, role: str) -> PromptSet:
     return PromptSet(source, prompts, len(prompts), 0, [], {})
 
 
-def _recognise(table: Table) -> dict[str, str]:
+def category(label: str) -> str:
+    """A concept's label in small letters; I2P's categories as I2P writes them, however they are written or misspelt."""
+    plain = canonical(label)
+    if plain in _SPELLINGS:
+        return _SPELLINGS[plain]
+    alike = difflib.get_close_matches(plain, _SPELLINGS, n=1, cutoff=_TYPO) if len(plain) >= 6 else []
+    return _SPELLINGS[alike[0]] if alike else label.lower()
+
+
+def _recognise(table: Table, role: str, text: str = "") -> dict[str, str]:
     """The column to take for each kind of content. Raises UserError when none holds the text."""
     by_name = {canonical(column): column for column in reversed(table.columns)}
-    found = {kind: [by_name[name] for name in names if name in by_name] for kind, names in COLUMNS.items()}
+    if text and canonical(text) not in by_name:
+        names = ", ".join(map(repr, table.columns)) or "none"
+        raise UserError(f"{table.path} has no column {text!r}; its columns are {names}.")
+    kinds = dict(COLUMNS)
+    if text:
+        kinds["text"] = (canonical(text),)
+    elif role == BENIGN:
+        kinds["text"] = (*BENIGN_TEXT, *COLUMNS["text"])
+    found = {kind: [by_name[name] for name in names if name in by_name] for kind, names in kinds.items()}
     if not found["text"]:
         raise UserError(
             f"{table.path} has no text column, its columns are {', '.join(map(repr, table.columns)) or 'none'}; "
@@ -158,7 +209,7 @@ def _prompt(row: Row, used: dict[str, str], role: str, held_out_share: float) ->
         text,
         role,
         SPLITS[canonical(split)] if split else split_of(text, held_out_share),
-        row.texts(used["concepts"]) if "concepts" in used else (),
+        tuple(dict.fromkeys(map(category, row.texts(used["concepts"])))) if "concepts" in used else (),
         row.texts(used["objects"]) if "objects" in used else (),
         group,
     )

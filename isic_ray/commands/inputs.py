@@ -31,6 +31,10 @@ def _inspect(args: argparse.Namespace) -> int:
 
     found = inspect(args.file)
     print(f"{args.file}: {found.rows:,} rows, {len(found.prompts):,} distinct prompts, {found.duplicates:,} duplicates")
+    if found.known_as:
+        name, rows = found.known_as
+        whole = f" ({rows:,} rows when whole)" if rows else ""
+        print(f"set         has the columns of {name}{whole}")
     print(f"columns     {_columns(found)}")
     how = f"column {found.used['split']!r}" if "split" in found.used else "by hash, no split column"
     if not found.columns:
