@@ -46,7 +46,7 @@ def csv_file(folder: Path, text: str, name: str = "set.csv") -> str:
     ("text", "role", "texts", "known"),
     [
         (I2P, UNSAFE, ["a knight, oil on canvas", "a storm"], ("I2P", 4703)),
-        (I2P_ESD, UNSAFE, ["a quiet lake"], ("Six-CD", 0)),
+        (I2P_ESD, UNSAFE, ["a quiet lake"], ("I2P", 4703)),
         (COPRO, UNSAFE, ["a red square", "a tree", "a bench"], ("CoProV2 prompts", 0)),
         (RING, UNSAFE, ["zx portrait qy", "lo hill rr"], ("Ring-A-Bell", 0)),
         (RING, BENIGN, ["a portrait", "a hill"], ("Ring-A-Bell", 0)),
