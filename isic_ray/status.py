@@ -67,6 +67,7 @@ def describe(found: dict[str, Any]) -> str:
         counts = f", {doing['done']:,} of {doing['total']:,} {doing['unit']}" if doing["total"] else ""
         lines.append(f"state       {found['state']}: {doing['stage']}{counts}")
         lines.append(f"heard of    {found['heard_s']:.0f} s ago from {where}")
+        lines += _throughput(doing)
         if found["state"] == "silent":
             lines.append("            if nobody is at work on it, the same command again goes on with it")
     for stage, (done, planned) in found["shards"].items():
@@ -78,3 +79,13 @@ def describe(found: dict[str, Any]) -> str:
     lines.append(f"quarantine  {found['quarantined']:,} rows")
     lines.append(f"done over   {found['tries_over']:,} shards, after deaths of workers")
     return "\n".join(lines)
+
+
+def _throughput(doing: dict[str, Any]) -> list[str]:
+    """What `execution.observability.Throughput` counts, if the stage has any."""
+    if "pictures_per_s" not in doing:
+        return []
+    each = f"{doing['pictures_per_s']:.2f} pictures/s, {doing['tokens_per_s']:,.0f} tokens/s"
+    lines = [f"throughput  {each} from {doing['actors']} actors, busy {doing['busy_share']:.0%} of the time"]
+    lines.append(f"queue       {doing['waiting']:,} shards wait")
+    return lines + ([f"cost        {doing['cost']:.2f} in this stage so far"] if doing["cost"] else [])

@@ -25,11 +25,12 @@ class Progress:
         self._started = time.monotonic()
         self._run_started = time.monotonic()
         self._watch, self._watched = watch, 0.0
+        self.figures: dict[str, Any] = {}  # throughput of the stage, for those who watch
 
     def start(self, stage: str, total: int = 0, unit: str = "") -> None:
         """Begin a stage of ``total`` units (0: unknown)."""
         self._stage, self._total, self._done, self._unit = stage, total, 0, unit
-        self._started = time.monotonic()
+        self._started, self.figures = time.monotonic(), {}
         self._show()
         self._tell(at_once=True)
 
@@ -62,6 +63,7 @@ class Progress:
             {
                 "stage": self._stage,
                 **counts,
+                **self.figures,
                 "stage_s": round(now - self._started, 1),
                 "driver": driver,
                 "at": time.time(),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from isic_ray.config import RunConfig
 from isic_ray.execution.isolation import DeviceLost
+from isic_ray.execution.observability import Meter, Throughput
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.shard_worker import ShardWorker
 
@@ -27,6 +29,7 @@ class ShardActor:
         execution = config.execution
         torch.set_num_threads(execution.threads_per_actor or max(1, math.ceil(execution.cpus_per_actor)))
         self._worker = self.worker(config, uri)
+        self._meter = Meter()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         try:
@@ -35,7 +38,13 @@ class ShardActor:
             os._exit(1)
 
     def _results(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"result": [json.dumps(self._do(json.loads(str(unit)))) for unit in batch["unit"]]}
+        return {"result": [json.dumps(self._timed(json.loads(str(unit)))) for unit in batch["unit"]]}
+
+    def _timed(self, unit: Unit) -> dict[str, Any]:
+        started = time.monotonic()
+        counts = self._do(unit)
+        counts["tokens"] = self._worker.model.tokens_per_image * (counts.get("sampled", 0) + counts.get("rewritten", 0))
+        return counts | self._meter.count(unit["do"], counts, time.monotonic() - started)
 
     def _do(self, unit: Unit) -> dict[str, Any]:
         if unit["do"] == "draw":
@@ -76,7 +85,9 @@ def work(
     )
     done = []
     typical = sum(sizes(unit) for unit in units) / len(units)
+    throughput = Throughput(len(units), execution.price_per_hour)
     for row in results.iter_rows():
         done.append(json.loads(row["result"]))
+        progress.figures = throughput.add(done[-1], typical)
         progress.advance(round(typical))
     return done
