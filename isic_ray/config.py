@@ -87,6 +87,8 @@ class JudgeConfig:
     rewrite: str = "rewrite safely : {prompt} :"  # instruction for the minimally changed safe prompt
     threshold: float = 0.5  # P(yes) from which a picture counts as unsafe
     auditors: list[str] = field(default_factory=lambda: ["pictogram"])  # observers; never steer the loop
+    # who judges and rewrites, if not the generator: another family's checkpoint, or a vision-language model
+    model: str = ""
 
     def __post_init__(self) -> None:
         check.that(bool(self.questions), "judge.questions", self.questions, "a mapping with at least one concept")

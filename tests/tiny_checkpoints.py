@@ -13,9 +13,14 @@ from transformers import (
     ChameleonForConditionalGeneration,
     ChameleonProcessor,
     ChameleonVQVAEConfig,
+    CLIPVisionConfig,
     Emu3Config,
     Emu3ForConditionalGeneration,
     Emu3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -25,6 +30,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonVQVAEEncoderAttnBlock,
     ChameleonVQVAEEncoderResnetBlock,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 
 from isic_ray.models.conversion import convert_llamagen, read_published, write_safetensors
@@ -219,7 +225,7 @@ LLAMAGEN_CODES, LLAMAGEN_SIDE, LLAMAGEN_HEADS, LLAMAGEN_PREFIX = 64, 4, 4, 12
 
 def llamagen_published(directory: Path, seed: int = 0) -> Path:
     """``t2i.pt`` and ``vq.pt`` as published (pickles), and a T5 directory ``t5``; pictures of 32 x 32 pixels."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     torch.save({"model": llamagen_transformer(seed)}, directory / "t2i.pt")
     torch.save({"model": llamagen_tokenizer(seed), "steps": 3}, directory / "vq.pt")
     named = {"pad_token": "<pad>", "eos_token": "</s>"}
@@ -335,3 +341,47 @@ def llamagen_tokenizer(seed: int, base: int = 32, latent: int = 32, code: int = 
     tensors["quantize.embedding.weight"] = torch.randn(LLAMAGEN_CODES, code, generator=generator)
     tensors["quantize.codebook_used"] = torch.zeros(16)
     return tensors
+
+
+def llava(directory: Path, seed: int = 0, template: bool = True) -> Path:
+    """A vision-language model of transformers that is no family of ours."""
+    chat = (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    )
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "extra_special_tokens": {"image_token": "<image>"}}
+    words = tokenizer(["<pad>", "</s>", "<unk>", "<image>"], WORDS, **named)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    LlavaProcessor(
+        images,
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=chat if template else None,
+        num_additional_image_tokens=1,
+    ).save_pretrained(directory)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=32,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        ),
+        image_token_index=3,
+        image_token_id=3,
+    )
+    livelier(LlavaForConditionalGeneration(config), seed).save_pretrained(directory)
+    return directory

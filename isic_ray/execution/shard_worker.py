@@ -10,19 +10,21 @@ import numpy as np
 import torch
 
 from isic_ray import metrics
-from isic_ray.auditors import OBJECT, load_auditors
+from isic_ray.auditors import OBJECT, Auditor, load_auditors
 from isic_ray.codebook import SafeCodebook, table_digest
 from isic_ray.config import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, is_unsafe
 from isic_ray.execution.isolation import Attempt, isolate
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.registry import load_model
+from isic_ray.models.registry import load_pair
 from isic_ray.plan import Shard, plan_shards, sample_id, sample_seed
 from isic_ray.runs import Run
 from isic_ray.schema import BENIGN, BUILD, UNSAFE, Pair, Prompt, Sample, Verdict
 
 TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"
+
+_AUDITED = 8  # pictures that an auditor sees together
 
 Cell = tuple[Prompt, int]  # a prompt and the index of one of its samples
 
@@ -48,7 +50,7 @@ class ShardWorker:
 
     def __init__(self, config: RunConfig, uri: str) -> None:
         self.config, self.run = config, Run.open(uri)
-        self.model = load_model(config.model)
+        self.model = load_pair(config.model, config.judge.model)
         if self.model.weights_digest != self.run.record["model_digest"]:
             raise UserError(
                 f"this machine's copy of {config.model.name!r} has other weights than the run at {uri} began with; "
@@ -169,7 +171,7 @@ class ShardWorker:
         for sample, scores, db in zip(samples, self._self_scores(samples, images), psnr, strict=True):
             rows.append(Verdict(sample.sample_id, digest, SELF, tuple(scores), tuple(scores.values()), db))
         for auditor in self.auditors:
-            for sample, row in zip(samples, auditor.score(images).tolist(), strict=True):
+            for sample, row in zip(samples, _audit(auditor, images).tolist(), strict=True):
                 rows.append(Verdict(sample.sample_id, digest, auditor.name, tuple(auditor.questions), tuple(row)))
         for verdict in rows:
             if not np.isfinite(verdict.scores).all():
@@ -233,6 +235,15 @@ class ShardWorker:
         prompt = self.prompts[sample.prompt_id]
         ids = (sample.prompt_id, sample.sample_id)
         return Pair(*ids, prompt.text, safe_text, prompt.concepts, sample.tokens, safe_tokens)
+
+
+def _audit(auditor: Auditor, images: np.ndarray) -> np.ndarray:
+    """Scores ``[B,Q]``, in blocks of one size: kernels round by batch size, and neighbours must not change a score."""
+    scores = []
+    for start in range(0, len(images), _AUDITED):
+        rows = np.minimum(np.arange(start, start + _AUDITED), len(images) - 1)
+        scores.append(auditor.score(images[rows])[: len(images) - start])
+    return np.concatenate(scores)
 
 
 def _cell_id(cell: Cell) -> str:

@@ -73,6 +73,19 @@ class SeesPixels(Protocol):
 
 
 @runtime_checkable
+class Judge(Protocol):
+    """What judges pictures and rewrites prompts: a `UnifiedModel`, or a vision-language model that draws nothing."""
+
+    def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
+        """See `UnifiedModel.judge`; pictures may have any size."""
+        ...
+
+    def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
+        """See `UnifiedModel.rewrite`."""
+        ...
+
+
+@runtime_checkable
 class UnifiedModel(Protocol):
     """A model that draws through an editable codebook, judges pictures and rewrites prompts."""
 

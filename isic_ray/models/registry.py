@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.models.base import Family, ModelFacts, UnifiedModel
+from isic_ray.models.base import Family, Judge, ModelFacts, UnifiedModel
 from isic_ray.models.checkpoints import read_model_type, resolve_checkpoint
 
 ENTRY_POINTS = "isic_ray.families"
@@ -65,6 +66,26 @@ def load_model(config: ModelConfig) -> UnifiedModel:
     adapter = _adapter(find_family(config))
     model: UnifiedModel = adapter.from_pretrained(config.name, config.dtype, config.device, config.trust_remote_code)
     return model
+
+
+def load_pair(config: ModelConfig, judge: str = "") -> UnifiedModel:
+    """The generator, with ``judge`` (a checkpoint; "": none) judging and rewriting for it. Raises UserError."""
+    model = load_model(config)
+    if not judge:
+        return model
+    from isic_ray.models.pair import PairedModel
+
+    return PairedModel(model, load_judge(replace(config, name=judge, family="auto")))
+
+
+def load_judge(config: ModelConfig) -> Judge:
+    """A model of a known family, or any vision-language model that transformers loads. Raises UserError."""
+    model_type = read_model_type(resolve_checkpoint(config.name))
+    if any(model_type in family.model_types for family in known_families().values()):
+        return load_model(config)
+    from isic_ray.models.vision_language import VisionLanguageJudge
+
+    return VisionLanguageJudge.from_pretrained(config.name, config.dtype, config.device, config.trust_remote_code)
 
 
 def read_facts(config: ModelConfig) -> ModelFacts:
