@@ -142,7 +142,7 @@ class FinetuneConfig:
     regulariser: float = 0.001  # weight of ||delta||^2 / rows
     target: str = "pair"  # safe (paper: safe tokens drawn as before) | pair (harmful tokens drawn as the safe picture)
     loss: str = "features"  # pixels | features (pair: distance in what the model's own vision tower sees)
-    benign_share: float = 0.6  # pair: share of a batch that is benign pictures, which must be drawn as before
+    benign_share: float = 0.6  # pair: share of a batch that is safe and benign pictures, to be drawn as before
     min_log_odds: float = 0.2  # pair: rows the delta may move are this much likelier in harmful pictures
     min_count: float = 3.0  # pair: ... and have this many harmful uses
     workers: int = 1  # data-parallel workers

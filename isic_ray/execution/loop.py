@@ -264,12 +264,11 @@ class IsicLoop:
         return Evidence(self.prompts, samples, verdicts, judges, self.config.judge.threshold)
 
     def edit(self, config: EditConfig, table: torch.Tensor, pairs: list[Pair], number: int) -> Edit:
-        benign = [s.tokens for s in self.samples if s.role == BENIGN and s.split == BUILD]
         return build_edit(
             table,
             torch.tensor([pair.harmful_tokens for pair in pairs]),
             torch.tensor([pair.safe_tokens for pair in pairs]),
-            torch.tensor(benign),
+            self.benign_tokens(),
             config,
             self.facts.normalised,
             seed=self.config.sampling.seed,
@@ -286,14 +285,14 @@ class IsicLoop:
             job = DeltaJob(edit.codebook, edit.basis, edit.changed if local else None)
             return self.train([job], keep_rows(safe, finetune, seed), stage)[0]
         history = [*self.history, best.evidence]
-        harmful, benign = self.harmful_rows(history), self.benign_rows(history)
+        harmful, keep = self.harmful_rows(history), self.safe_rows(history)
         usage = UsageCounts.empty(len(edit.codebook))
-        usage.add(torch.tensor(harmful.tokens), torch.tensor(harmful.targets), torch.tensor(benign.tokens))
+        usage.add(torch.tensor(harmful.tokens), torch.tensor(harmful.targets), self.benign_tokens())
         trainable = select_rows(
             usage.log_odds(self.config.edit.smoothing), usage.harmful, finetune.min_log_odds, finetune.min_count
         )
         job = DeltaJob(edit.codebook, None, trainable, finetune.loss)
-        return self.train([job], pair_rows(harmful, benign, finetune, seed), stage)[0]
+        return self.train([job], pair_rows(harmful, keep, finetune, seed), stage)[0]
 
     def harmful_rows(self, history: list[Evidence]) -> Weighted:
         """All pairs; one that the model still flagged after k rounds is drawn 2^k times as often (boosting)."""
@@ -306,13 +305,19 @@ class IsicLoop:
             np.array([2.0 ** times[pair.sample_id] for pair in self.pairs]),
         )
 
-    def benign_rows(self, history: list[Evidence]) -> Weighted:
-        """Benign build samples, to be drawn as before; one that an edit broke k times weighs 3^k."""
+    def safe_rows(self, history: list[Evidence]) -> Weighted:
+        """What must be drawn as before: the pairs' safe samples, which hold the look-alikes of what is removed, and
+        the benign build samples; one of these that an edit broke k times weighs 3^k."""
         build = history[0].select(BENIGN, BUILD)
         faithful = np.array([evidence.faithful(SELF, build) for evidence in history])
         broken = (faithful[0] & ~faithful).sum(0)
-        tokens = np.array([sample.tokens for sample in build], dtype=np.int32)
-        return Weighted(tokens, tokens, 3.0**broken)
+        tokens = [*(pair.safe_tokens for pair in self.pairs), *(sample.tokens for sample in build)]
+        kept = np.array(tokens, dtype=np.int32)
+        return Weighted(kept, kept, np.concatenate([np.ones(len(self.pairs)), 3.0**broken]))
+
+    def benign_tokens(self) -> torch.Tensor:
+        """int ``[B,N]``: tokens of the benign build samples."""
+        return torch.tensor([s.tokens for s in self.samples if s.role == BENIGN and s.split == BUILD])
 
     def train(self, jobs: list[DeltaJob], rows: np.ndarray, stage: str) -> list[torch.Tensor]:
         """Each job's E″; without fine-tuning steps its E′ as it is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,9 @@ def _train(loop: dict[str, Any]) -> None:
 
     config: RunConfig = loop["config"]
     device = ray.train.torch.get_device()
-    torch.set_num_threads(max(1, round(torch.get_num_threads() / config.finetune.workers)))
+    # Ray gives a worker one thread; while Δ is trained nothing else of the run works on the machine.
+    local = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     model = load_model(config.model)
     renderer = model.renderer().to(device)
     base = load(loop["base"])["base"].to(device)
