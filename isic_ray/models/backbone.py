@@ -76,8 +76,12 @@ def fuse(*linears: nn.Linear) -> Projection:
     oneDNN with weights packed once beats the BLAS behind `F.linear` on CPUs (2x and more with AVX-512 on AMD, where
     MKL stays at AVX2), and it sums every row in the same order, whatever the number of rows.
     """
-    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
-    weight = torch.cat([linear.weight.detach() for linear in linears])
+    first = linears[0]
+    if len(linears) == 1:
+        weight, bias = first.weight.detach(), None if first.bias is None else first.bias.detach()
+    else:
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        bias = None if first.bias is None else torch.cat([linear.bias.detach() for linear in linears])
     onednn = torch.ops.mkldnn
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(onednn, "_reorder_linear_weight"):
         packed = onednn._reorder_linear_weight(weight)

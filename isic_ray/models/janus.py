@@ -14,25 +14,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
-from transformers.utils.logging import disable_progress_bar
 
+from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
+from isic_ray.models.asking import after_questions, yes_share
 from isic_ray.models.backbone import Backbone, Run, fuse
 from isic_ray.models.base import ModelFacts, Perceiver, Renderer, SamplingSettings
 from isic_ray.models.checkpoints import (
     digest_files,
+    load_processor,
+    load_stock,
     read_model_type,
+    read_table,
     resolve_checkpoint,
-    resolve_device,
-    resolve_dtype,
     weight_files,
 )
 from isic_ray.models.perceive import TowerPerceiver
-from isic_ray.models.sampler import BLOCK, TokenSampler, complete_greedily
+from isic_ray.models.sampler import BLOCK, ROWS, TokenSampler, complete_greedily
 
 _PICTURES = 8  # pictures decoded or encoded together; a multiple of 4 keeps to one convolution kernel on CPU
 _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
@@ -59,6 +60,7 @@ class JanusModel:
         """
         self.model, self.processor, self.weights_digest = model.eval().requires_grad_(False), processor, weights_digest
         self._core = core = model.model
+        core.vqmodel.to(memory_format=torch.channels_last)  # what convolutions are fastest in
         table = core.vqmodel.quantize.embedding.weight
         self.codebook = (table if codebook is None else codebook).detach().to("cpu", torch.float32).clone()
         self.tokens_per_image: int = core.vision_model.config.num_image_tokens
@@ -66,7 +68,7 @@ class JanusModel:
         self._tokenizer = processor.tokenizer
         self._check_tokens()
         self._set_generation_defaults()
-        self._backbone = Backbone(core.language_model)
+        self._backbone, self._lm_head = Backbone(core.language_model), fuse(model.lm_head)
         with torch.no_grad():
             every = torch.arange(len(self.codebook), device=model.device)
             visual_table = model.prepare_embeddings_for_image_generation(every)  # [K,h]
@@ -87,42 +89,34 @@ class JanusModel:
         cls, name: str, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
     ) -> JanusModel:
         """Load "pictogram", a checkpoint directory or a hub name. Raises UserError when it is not a sound Janus."""
-        to_dtype, to_device = resolve_dtype(dtype), resolve_device(device)
         directory = resolve_checkpoint(name)
         model_type = read_model_type(directory)
         if model_type != "janus":
             raise UserError(f"{directory} is not a Janus checkpoint: its model_type is {model_type!r}")
-        files = weight_files(directory)
-        disable_progress_bar()  # transformers draws one a checkpoint, into the middle of our own
-        try:
-            processor = JanusProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        except Exception as error:
-            raise UserError(f"{directory} has no usable Janus processor: {_first_line(error)}") from error
-        try:
-            model, info = JanusForConditionalGeneration.from_pretrained(
-                directory,
-                dtype=to_dtype,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            codebook = _read_codebook(files)
-        except Exception as error:
-            raise UserError(f"{directory} could not be loaded as Janus: {_first_line(error)}") from error
-        missing = sorted(info["missing_keys"])
-        if missing:  # transformers would fill them with random numbers
-            raise UserError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}")
-        return cls(model.to(to_device), processor, digest_files(files), codebook)
+        files = cls.files(directory)
+        codebook = read_table(directory, files, _CODEBOOK_KEY)
+        processor = load_processor(JanusProcessor, directory, trust_remote_code)
+        model = load_stock(JanusForConditionalGeneration, directory, dtype, device, trust_remote_code)
+        return cls(model, processor, digest_files(files), codebook)
 
     @classmethod
     def facts(cls, name: str) -> ModelFacts:
         """What the driver needs, from the files alone. Raises UserError when there is no codebook in them."""
         directory = resolve_checkpoint(name)
-        files = weight_files(directory)
-        codebook = _read_codebook(files)
-        if codebook is None:
-            raise UserError(f"{directory} holds no {_CODEBOOK_KEY}, so there is no codebook to edit")
+        files = cls.files(directory)
+        codebook = read_table(directory, files, _CODEBOOK_KEY)
         return ModelFacts(cls.family, digest_files(files), codebook, cls.normalised, cls.tokens_depend_on_codebook)
+
+    @classmethod
+    def files(cls, directory: Path) -> list[Path]:
+        """The weight files of a checkpoint, in the order in which they are digested."""
+        return weight_files(directory)
+
+    def export(self, artifact: SafeCodebook, directory: Path) -> None:
+        """Write a checkpoint for stock transformers, with the edit in its table, into ``directory``."""
+        artifact.apply(self.model)
+        self.model.save_pretrained(directory)
+        self.processor.save_pretrained(directory)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
         """Visual tokens int32 ``[B,N]`` on CPU; see `UnifiedModel.sample`. Raises UserError for a prompt too long."""
@@ -176,30 +170,37 @@ class JanusModel:
             tokens[rows] = cosines.argmax(-1).to("cpu", torch.int32)
         return tokens
 
-    @torch.no_grad()
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
         """P(yes) float32 ``[B,Q]``: the next token's mass on "yes" against "no", over all their one-token spellings.
 
-        Everything up to the end of the picture is computed once for all questions. Raises UserError when the
-        tokenizer has no one-token yes or no.
+        Raises UserError when the tokenizer has no one-token yes or no.
         """
-        answers = [self._answer_ids("yes"), self._answer_ids("no")]
-        by_prefix: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
-        for index, question in enumerate(questions):
-            before, after = self._question_ids(question)
-            by_prefix.setdefault(tuple(before), []).append((index, after))
-        result = torch.empty(len(images), len(questions))
+        scores = self.judge_each(images, [questions] * len(images))
+        return torch.tensor(scores, dtype=torch.float32).reshape(len(images), len(questions))
+
+    @torch.inference_mode()
+    def judge_each(self, images: np.ndarray, questions: Sequence[Sequence[str]]) -> list[list[float]]:
+        """`judge` with each picture's own questions: a picture is read once, then its questions one after another."""
+        yes, no = self._answer_ids("yes"), self._answer_ids("no")
+        texts = {text: self._question_ids(text) for text in dict.fromkeys(text for own in questions for text in own)}
+        openings = {tuple(opening) for opening, _ in texts.values()}
+        multiple = ROWS if self._sampler.elastic() else BLOCK
+        scores = [[0.0] * len(own) for own in questions]
         for rows in _blocks(len(images), BLOCK):
             features = self._vision_features(images[rows])
-            for opening, group in by_prefix.items():
-                run = self._read_picture(list(opening), features, max(len(ending) for _, ending in group))
-                for index, ending in group:
-                    run.filled = len(opening)
-                    hidden = run.extend(self._embed(ending).expand(BLOCK, -1, -1))
-                    logits = self.model.lm_head(hidden).float()
-                    yes, no = (logits[:, ids].logsumexp(-1) for ids in answers)
-                    result[torch.from_numpy(rows), index] = torch.sigmoid(yes - no).cpu()
-        return result
+            places = [
+                (row, i, at) for row, i in enumerate(dict.fromkeys(rows.tolist())) for at in range(len(scores[i]))
+            ]
+            for opening in openings:
+                picture = self._read_picture(list(opening), features)
+                here = [place for place in places if tuple(texts[questions[place[1]][place[2]]][0]) == opening]
+                asked = [(row, texts[questions[i][at]][1]) for row, i, at in here]
+                for members, hidden in after_questions(picture, asked, multiple):
+                    shares = yes_share(self._lm_head(hidden), yes, no).tolist()
+                    for member, share in zip(members, shares, strict=False):  # the rest is filler
+                        _, i, at = here[member]
+                        scores[i][at] = share
+        return scores
 
     def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
         """Greedy answers to ``instruction.format(prompt=...)``, stripped of special tokens and outer spaces."""
@@ -208,7 +209,7 @@ class JanusModel:
         eos = generation.eos_token_id
         answers = complete_greedily(
             self._backbone,
-            self.model.lm_head,
+            self._lm_head,
             [self._prompt_ids([{"type": "text", "text": text}], "text") for text in texts],
             pad_id=generation.pad_token_id,
             stop_ids=eos if isinstance(eos, list) else [] if eos is None else [eos],
@@ -300,11 +301,11 @@ class JanusModel:
         features: Tensor = outputs.pooler_output  # [B,N,h]
         return features
 
-    def _read_picture(self, prefix: list[int], features: Tensor, room: int) -> Run:
+    def _read_picture(self, prefix: list[int], features: Tensor) -> Run:
         x = self._embed(prefix).repeat(len(features), 1, 1)
         start = prefix.index(self.model.config.image_token_id)
         x[:, start : start + features.shape[1]] = features
-        run = Run(self._backbone, torch.zeros(len(x), dtype=torch.long, device=x.device), len(prefix) + room)
+        run = Run(self._backbone, torch.zeros(len(x), dtype=torch.long, device=x.device), len(prefix))
         run.extend(x)
         return run
 
@@ -332,7 +333,7 @@ class JanusRenderer(Renderer):
 def _render(post_quant_conv: nn.Module, decoder: nn.Module, tokens: Tensor, codebook: Tensor, side: int) -> Tensor:
     """What `JanusVQVAE.decode` computes, with the codebook as an argument (rows are normalised, as there)."""
     rows = F.normalize(F.embedding(tokens.long(), codebook), p=2, dim=-1)
-    latents = rows.view(len(tokens), side, side, -1).permute(0, 3, 1, 2).contiguous()
+    latents = rows.view(len(tokens), side, side, -1).permute(0, 3, 1, 2)  # channels last already
     pixels: Tensor = decoder(post_quant_conv(latents))
     return pixels
 
@@ -341,18 +342,3 @@ def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
     """Row indices in blocks of exactly ``size``; the last row fills up the rest."""
     for start in range(0, count, size):
         yield np.minimum(np.arange(start, start + size), count - 1)
-
-
-def _read_codebook(files: list[Path]) -> Tensor | None:
-    """The codebook at the precision of the file, before the model is rounded to its dtype."""
-    for path in files:
-        with safe_open(path, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118 (not a dict)
-                if key.endswith(_CODEBOOK_KEY):
-                    table: Tensor = weights.get_tensor(key)
-                    return table.float()
-    return None
-
-
-def _first_line(error: Any) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
