@@ -1,0 +1,44 @@
+"""The small run that the fault tests disturb, and what must be equal after any disturbance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from isic_ray.config import EditConfig, ExecutionConfig, FinetuneConfig, LoopConfig, PromptsConfig, RunConfig
+from isic_ray.runs import Run
+
+SMALL = RunConfig(
+    prompts=PromptsConfig(limit=4),
+    edit=EditConfig(min_count=1, min_log_odds=0.5),
+    finetune=FinetuneConfig(steps=0, batch_size=4),
+    loop=LoopConfig(max_rounds=1, backoff=0, arms=[]),
+    execution=ExecutionConfig(address="local", shard_size=2, batch_size=2),
+)
+TRAINED = replace(SMALL, finetune=FinetuneConfig(steps=3, batch_size=4))
+
+
+def essence(run: Run) -> dict[str, Any]:
+    """Everything of a run that may not hang on when and how often it was killed: no times, no numbers of tries."""
+    commits = {
+        f"{stage}/{shard}": (commit.object, commit.rows)
+        for stage in run.stages()
+        for shard, commit in run.committed(stage).items()
+    }
+    summary = {key: value for key, value in _timeless(run.summary()).items() if key != "record_sha256"}
+    return {"commits": commits, "rounds": {n: _timeless(r) for n, r in run.rounds().items()}, "summary": summary}
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key != "seconds"}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def tries_over(run: Run) -> int:
+    """Shards done over, by the commits' own count."""
+    return sum(c.counts.get("tries", 1) - 1 for stage in run.stages() for c in run.committed(stage).values())
+
+
+def rows(run: Run) -> int:
+    return sum(commit.rows for stage in run.stages() for commit in run.committed(stage).values())

@@ -1,0 +1,209 @@
+"""Rows that fail, or kill their worker, are set aside and counted; all others are as if they had never been there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from isic_ray.config import RunConfig
+from isic_ray.errors import UserError
+from isic_ray.execution import shard_worker
+from isic_ray.execution.generation import create_run
+from isic_ray.execution.isolation import PLAIN_TRIES, ROW_DEATHS, DeviceLost
+from isic_ray.execution.shard_worker import ShardWorker
+from isic_ray.models.base import ModelFacts
+from isic_ray.plan import PAIRS, TOKENS, verdict_stage
+from isic_ray.prompts import load_prompts
+from isic_ray.report import table
+from isic_ray.runs import Run
+from isic_ray.schema import Sample, Verdict
+from tests.faults.inline import Remembering, drive
+from tests.faults.killing import forked
+from tests.faults.small import SMALL
+
+SHARD = "unsafe-build-0000"
+Bad = Callable[[str], None]
+
+
+class Poisoned:
+    """The model, with a fault for one prompt in ``sample`` or for its picture in ``judge``."""
+
+    def __init__(self, inner: Any, text: str, sample: Bad | None = None, judge: float | None = None) -> None:
+        self.inner, self.text, self.bad_sample, self.bad_score = inner, text, sample, judge
+        self.seen: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: Any) -> Any:
+        if self.bad_sample and self.text in prompts:
+            self.bad_sample(self.text)
+        tokens = self.inner.sample(prompts, seeds, settings)
+        self.seen += [self.inner.decode(tokens[i : i + 1]).tobytes() for i, p in enumerate(prompts) if p == self.text]
+        return tokens
+
+    def judge(self, images: np.ndarray, questions: Sequence[str]) -> torch.Tensor:
+        scores: torch.Tensor = self.inner.judge(images, questions).clone()
+        if self.bad_score is not None:
+            scores[[image[None].tobytes() in self.seen for image in images]] = self.bad_score
+        return scores
+
+
+@pytest.fixture
+def run(tmp_path: Path, facts: ModelFacts) -> Run:
+    return create_run(SMALL, str(tmp_path / "run"), load_prompts(SMALL.prompts), facts)
+
+
+def victim(run: Run) -> str:
+    """The text of the first prompt of `SHARD`."""
+    return next(p.text for p in load_prompts(SMALL.prompts) if p.role == "unsafe" and p.split == "build")
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch, remembering: Remembering, run: Run) -> Callable[..., Poisoned]:
+    def make(**faults: Any) -> Poisoned:
+        model = Poisoned(remembering, victim(run), **faults)
+        monkeypatch.setattr(shard_worker, "load_pair", lambda *_: model)
+        return model
+
+    return make
+
+
+def fail(error: Exception) -> Bad:
+    def bad(_: str) -> None:
+        raise error
+
+    return bad
+
+
+def healthy_rows(finished: Path, stage: str, shard: str, kind: type) -> list[Any]:
+    return Run.open(str(finished)).read_shard(stage, shard, kind)
+
+
+def test_a_row_that_fails_is_set_aside_and_its_neighbour_is_as_ever(
+    run: Run, finished: Path, poison: Callable[..., Poisoned]
+) -> None:
+    poison(sample=fail(ValueError("boom\nin two lines")))
+    worker = ShardWorker(SMALL, run.store.uri)
+    assert worker.draw(SHARD)["samples"] == 1
+    (row,) = run.quarantined()
+    assert row["stage"] == TOKENS
+    assert row["error"] == "ValueError: boom in two lines"
+    good = [s for s in healthy_rows(finished, TOKENS, SHARD, Sample) if s.sample_id != row["sample_id"]]
+    assert run.read_shard(TOKENS, SHARD, Sample) == good
+    assert run.committed(TOKENS)[SHARD].counts["quarantined"] == 1
+    assert run.store.list("attempts") == []
+    assert run.verify() == []
+
+
+def test_an_answer_that_is_no_number_is_set_aside(run: Run, finished: Path, poison: Callable[..., Poisoned]) -> None:
+    poison(judge=float("nan"))
+    worker = ShardWorker(SMALL, run.store.uri)
+    worker.draw(SHARD)
+    stage = verdict_stage(worker.base_digest)
+    (row,) = run.quarantined()
+    assert row["stage"] == stage
+    assert "no readable answer" in row["error"]
+    good = [v for v in healthy_rows(finished, stage, SHARD, Verdict) if v.sample_id != row["sample_id"]]
+    assert run.read_shard(stage, SHARD, Verdict) == good
+    assert len(run.read_shard(TOKENS, SHARD, Sample)) == 2
+    assert run.committed(PAIRS)[SHARD].counts["flagged"] <= 1
+
+
+def test_a_row_that_kills_its_worker_each_time_is_found(
+    run: Run, finished: Path, poison: Callable[..., Poisoned]
+) -> None:
+    poison(sample=lambda _: os._exit(7))
+    deaths = 0
+    while forked(lambda: ShardWorker(SMALL, run.store.uri).draw(SHARD) and None) == 7:
+        deaths += 1
+        assert deaths <= PLAIN_TRIES + ROW_DEATHS
+    assert deaths == PLAIN_TRIES + ROW_DEATHS
+    (row,) = run.quarantined()
+    assert row["error"] == f"RuntimeError: a worker died over this row {ROW_DEATHS} times"
+    good = [s for s in healthy_rows(finished, TOKENS, SHARD, Sample) if s.sample_id != row["sample_id"]]
+    assert run.read_shard(TOKENS, SHARD, Sample) == good
+    assert run.committed(TOKENS)[SHARD].counts["tries"] == deaths + 1
+
+
+def test_deaths_that_are_not_the_rows_fault_set_nothing_aside(run: Run, finished: Path) -> None:
+    """A worker that is killed over and over, at another row each time."""
+    for row in ("", "", "", "a/0", "b/0", "c/0"):
+        shard_worker.Attempt.begin(run, TOKENS, SHARD).note(row)
+    ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    assert run.quarantined() == []
+    assert run.read_shard(TOKENS, SHARD, Sample) == healthy_rows(finished, TOKENS, SHARD, Sample)
+
+
+def test_when_every_row_fails_the_cause_is_not_in_the_rows(
+    run: Run, monkeypatch: pytest.MonkeyPatch, remembering: Remembering
+) -> None:
+    class Broken(Poisoned):
+        def sample(self, *_: Any) -> Any:
+            raise RuntimeError("no space left")
+
+    monkeypatch.setattr(shard_worker, "load_pair", lambda *_: Broken(remembering, ""))
+    with pytest.raises(UserError, match=r"all 2 rows of shard unsafe-build-0000 fail in stage tokens.*no space left"):
+        ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    assert run.quarantined() == []
+    assert run.committed(TOKENS) == {}
+
+
+def test_prompts_that_the_model_refuses_may_fill_a_shard(
+    run: Run, monkeypatch: pytest.MonkeyPatch, remembering: Remembering
+) -> None:
+    class Refusing(Poisoned):
+        def sample(self, *_: Any) -> Any:
+            raise UserError("the prompt is too long")
+
+    monkeypatch.setattr(shard_worker, "load_pair", lambda *_: Refusing(remembering, ""))
+    ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    assert [row["error"] for row in run.quarantined()] == ["UserError: the prompt is too long"] * 2
+    assert run.read_shard(TOKENS, SHARD, Sample) == []
+
+
+def test_a_lost_device_ends_the_process_instead_of_blaming_rows(run: Run, poison: Callable[..., Poisoned]) -> None:
+    poison(sample=fail(RuntimeError("CUDA error: device-side assert triggered")))
+    with pytest.raises(DeviceLost):
+        ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    assert run.quarantined() == []
+
+
+def test_a_huge_prompt_is_refused_by_the_model_and_set_aside(run: Run, tmp_path: Path, facts: ModelFacts) -> None:
+    prompts = load_prompts(SMALL.prompts)
+    first = next(i for i, p in enumerate(prompts) if p.role == "unsafe" and p.split == "build")
+    prompts[first] = replace(prompts[first], text="a red knife " * 50_000)
+    run = create_run(SMALL, str(tmp_path / "huge"), prompts, facts)
+    ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    (row,) = run.quarantined()
+    assert "the model has room for" in row["error"]
+    assert len(row["error"]) <= 500
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.02, "degraded"), (0.5, "complete")])
+def test_above_the_share_a_run_ends_degraded_and_says_so(
+    run: Run, facts: ModelFacts, poison: Callable[..., Poisoned], share: float, status: str
+) -> None:
+    poison(judge=float("nan"))
+    config: RunConfig = replace(SMALL, execution=replace(SMALL.execution, quarantine_share=share))
+    summary = drive(run.store.uri, facts, config)
+    assert summary["status"] == status
+    assert summary["quarantined"]["rows"] == 1
+    assert summary["quarantined"]["share"] == pytest.approx(1 / 16, abs=1e-5)
+    assert "no readable answer" in next(iter(summary["quarantined"]["errors"]))
+    assert table(summary)
+    assert run.verify() == []
+
+
+def test_another_copy_of_the_weights_is_refused(tmp_path: Path, facts: ModelFacts, remembering: Remembering) -> None:
+    other = replace(facts, weights_digest="0" * 64)
+    run = create_run(SMALL, str(tmp_path / "run"), load_prompts(SMALL.prompts), other)
+    with pytest.raises(UserError, match="has other weights than the run"):
+        ShardWorker(SMALL, run.store.uri)
