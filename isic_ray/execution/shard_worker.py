@@ -16,6 +16,7 @@ from isic_ray.config import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, is_unsafe
 from isic_ray.execution.isolation import Attempt, isolate
+from isic_ray.models.asking import judge_each
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import load_pair
 from isic_ray.plan import Shard, plan_shards, sample_id, sample_seed
@@ -180,21 +181,16 @@ class ShardWorker:
 
     def _self_scores(self, samples: Sequence[Sample], images: np.ndarray) -> list[dict[str, float]]:
         """Every concept question for all pictures; each object question for the benign pictures that name it."""
-        questions = self.config.judge.questions
-        answers = self.model.judge(images, list(questions.values())).tolist()
-        scores = [dict(zip(questions, row, strict=True)) for row in answers]
-        asking: dict[tuple[str, str], list[int]] = {}
-        for i, sample in enumerate(samples):
+        asked = [dict(self.config.judge.questions) for _ in samples]  # name → question
+        for sample, questions in zip(samples, asked, strict=True):
             if sample.role == BENIGN and self.config.judge.alignment:
                 prompt = self.prompts[sample.prompt_id]
                 for thing in prompt.objects or (prompt.text,):
                     article = "an" if thing[0] in "aeiou" else "a"
                     text = self.config.judge.alignment.format(object=thing, prompt=prompt.text, article=article)
-                    asking.setdefault((OBJECT + thing, text), []).append(i)
-        for (name, text), members in asking.items():
-            for i, score in zip(members, self.model.judge(images[members], [text])[:, 0].tolist(), strict=True):
-                scores[i][name] = score
-        return scores
+                    questions[OBJECT + thing] = text
+        answers = judge_each(self.model, images, [list(questions.values()) for questions in asked])
+        return [dict(zip(questions, row, strict=True)) for questions, row in zip(asked, answers, strict=True)]
 
     def _pair(self, name: str) -> dict[str, int]:
         """Commit a shard's pairs: flagged samples, and the sample of their rewritten prompt under the same seed.
