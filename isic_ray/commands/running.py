@@ -9,6 +9,7 @@ from isic_ray.commands.options import OK, PROBLEM, add_command, add_config_optio
 
 if TYPE_CHECKING:
     from isic_ray.config import RunConfig
+    from isic_ray.estimate import Estimate
 
 # For `isic plan`, which loads no model.
 TOKENS_PER_PICTURE = {
@@ -55,6 +56,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from isic_ray.estimate import estimate
     from isic_ray.plan import plan_shards
     from isic_ray.prompts import load_set
     from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE
@@ -84,7 +86,29 @@ def _plan(args: argparse.Namespace) -> int:
         f"rounds     at most {config.loop.max_rounds}; each decodes and judges again only pictures that it can change"
     )
     print(f"arms       {', '.join(config.loop.arms) or 'none'}")
+    for line in _costs(config, estimate(config, shards, rewrites, TOKENS_PER_PICTURE.get(config.model.name))):
+        print(line)
     return OK
+
+
+def _costs(config: RunConfig, most: Estimate) -> list[str]:
+    execution = config.execution
+    lines = [f"at most    {most.draws:,} pictures drawn, {most.judgements:,} decoded and judged"]
+    if most.bytes is not None:
+        lines.append(f"storage    about {most.bytes / 1e6:,.1f} MB")
+    if most.actor_hours is None:
+        return [*lines, "time       state execution.draws_per_second and judgements_per_second of one actor to see it"]
+    wide = max(execution.min_actors, execution.max_actors)
+    kind = "GPU" if execution.gpus_per_actor else "actor"
+    hours = most.actor_hours * (execution.gpus_per_actor or 1)
+    lines.append(f"time       {hours:,.2f} {kind}-hours, {most.actor_hours / wide:,.2f} hours with {wide:,} actors")
+    rate = execution.price_per_hour
+    money = (
+        f"{most.money:,.2f} at {rate:,.2f} an actor-hour"
+        if most.money is not None
+        else "state execution.price_per_hour"
+    )
+    return [*lines, f"money      {money}; fine-tuning not counted"]
 
 
 def _tokens(config: RunConfig, samples: int, rewrites: int) -> str:

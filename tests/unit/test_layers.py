@@ -17,7 +17,21 @@ PACKAGE = Path(__file__).parents[2] / "isic_ray"
 HEAVY = {"ray", "torch", "transformers", "deepspeed"}
 # Lower layers first; a module imports from its own layer and those below. What is not named here is in the middle.
 LAYERS = [
-    {"errors", "validation", "config", "schema", "plan", "metrics", "codebook", "prompt_files", "records"},
+    {
+        "errors",
+        "validation",
+        "config",
+        "schema",
+        "plan",
+        "estimate",
+        "sweep_config",
+        "sweep_report",
+        "retrain_config",
+        "metrics",
+        "codebook",
+        "prompt_files",
+        "records",
+    },
     {"filesystems", "storage", "linked_store"},
     {"models", "runs", "status", "garbage", "report", "export", "reporting", "prompts", "auditors", "evaluation"},
     {"execution"},
