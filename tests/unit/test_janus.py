@@ -25,6 +25,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
+from isic_ray.models.asking import judge_each
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.janus import JanusModel
 from isic_ray.models.registry import load_model
@@ -239,6 +240,24 @@ def test_judge_ignores_batch_and_other_questions(janus: JanusModel) -> None:
     assert torch.equal(janus.judge(images[18:], QUESTIONS), whole[18:])
 
 
+def test_pictures_may_have_their_own_questions(janus: JanusModel) -> None:
+    images = pictures(21)
+    own = [QUESTIONS[i % 3 :] + QUESTIONS[: i % 2] for i in range(21)]
+    found = judge_each(janus, images, own)
+    whole = janus.judge(images, QUESTIONS)
+    for i, asked in enumerate(own):
+        assert found[i] == [whole[i, QUESTIONS.index(question)].item() for question in asked]
+    assert judge_each(OneByOne(janus), images, own) == found
+    assert judge_each(janus, images[:2], [[], QUESTIONS[:1]]) == [[], [whole[1, 0].item()]]
+
+
+class OneByOne:
+    """A judge without `judge_each`."""
+
+    def __init__(self, janus: JanusModel) -> None:
+        self.judge, self.rewrite = janus.judge, janus.rewrite
+
+
 def test_judge_needs_one_token_answers() -> None:
     janus = JanusModel(tiny_model(), tiny_processor(), "digest")
     janus._tokenizer = PreTrainedTokenizerFast(
@@ -337,8 +356,8 @@ def break_checkpoint(directory: Path, how: str) -> None:
         ("other model", "model_type is 'llama'"),
         ("no type", "names no model_type"),
         ("no weights", "no model.safetensors"),
-        ("torn weights", "could not be loaded as Janus"),
-        ("no processor", "no usable Janus processor"),
+        ("torn weights", "is cut short"),
+        ("no processor", "no usable JanusProcessor"),
     ],
 )
 def test_broken_checkpoints_give_one_sentence(checkpoint: Path, tmp_path: Path, how: str, message: str) -> None:

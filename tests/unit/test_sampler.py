@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from isic_ray.models.backbone import Backbone, Run
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.blocks import blocks, left_pad
-from isic_ray.models.sampler import TokenSampler, complete_greedily, filter_scores, inverse_cdf
+from isic_ray.models.sampler import TokenSampler, _Block, complete_greedily, filter_scores, inverse_cdf
 
 VOCAB, CODES, HIDDEN, TOKENS, PAD = 40, 512, 64, 16, 0
 
@@ -187,3 +190,81 @@ def test_bfloat16_runs_and_ignores_the_batch() -> None:
     prompts, settings = random_prompts(6), SamplingSettings(guidance=3.0)
     whole = drawer.draw(prompts, range(6), settings)
     assert torch.equal(whole[5:], drawer.draw(prompts[5:], [5], settings))
+
+
+def test_blocks_of_many_sizes_agree_or_only_one_is_used() -> None:
+    model = sampler()
+    sizes, multiple = model._sizes(SamplingSettings(guidance=3.0))
+    assert (sizes, multiple) == ((64, 2) if model.elastic() else (16, 16))
+    model._elastic[torch.get_num_threads()] = False  # as on a CPU that fails the trial
+    prompts, settings = random_prompts(20), SamplingSettings(guidance=3.0)
+    whole = model.draw(prompts, range(20), settings)
+    assert torch.equal(model.draw(prompts[19:], [19], settings), whole[19:])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_attending_to_masked_slots_changes_no_token(guidance: float) -> None:
+    """What a CUDA graph does: more slots than are filled, the rest masked, all state in tensors."""
+    model, prompts = sampler(), random_prompts(12)
+    settings = SamplingSettings(guidance=guidance, temperature=0)
+    expected = model.draw(prompts, range(12), settings)
+    model.span = 24
+    assert torch.equal(model.draw(prompts, range(12), settings), expected)
+
+
+def test_a_held_block_starts_afresh() -> None:
+    model, settings = sampler(), SamplingSettings(guidance=3.0)
+    prompts = [prompt for prompt in random_prompts(30) if len(prompt) <= 16][:8]
+    expected = [model.draw(prompts[i : i + 4], range(i, i + 4), settings) for i in (0, 4)]
+    held = _Block(model, 4, 32, settings)  # room for wider prompts too
+    assert held.fits(4, 16, settings)
+    assert not held.fits(4, 64, settings)
+    for i, tokens in zip((0, 4), expected, strict=True):
+        with torch.inference_mode():
+            assert torch.equal(held.draw(prompts[i : i + 4], list(range(i, i + 4)), 16).int(), tokens)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_halves_the_block_and_loses_nothing(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts, settings = sampler(), random_prompts(40), SamplingSettings(guidance=3.0)
+    expected = model.draw(prompts, range(40), settings)
+    draw, sizes = _Block.draw, []
+
+    def hungry(self: _Block, *arguments: object) -> Tensor:
+        sizes.append(self.samples)
+        if self.samples > 8 and len(sizes) > 1:  # in the middle: the first block is done
+            raise error
+        return draw(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Block, "draw", hungry)
+    model.block = 16
+    assert torch.equal(model.draw(prompts, range(40), settings), expected)
+    assert model.block == 8
+    assert sizes[0] == 16
+    assert sizes[1] > 8
+    assert max(sizes[2:]) <= 8
+
+    def broken(self: _Block, *arguments: object) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(_Block, "draw", broken)
+    with pytest.raises(RuntimeError):
+        model.draw(prompts, range(40), settings)
+    assert model.block == 1
+
+
+def test_memory_does_not_grow() -> None:
+    """After a warm-up, 100 batches of changing sizes leave the process as large as it was."""
+    model, prompts, settings = sampler(), random_prompts(24), SamplingSettings(guidance=3.0)
+    model.tokens = 4
+
+    def batches(count: int) -> int:
+        for i in range(count):
+            model.draw(prompts[: 1 + i % 24], range(1 + i % 24), settings)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    before = batches(48)
+    assert batches(100) < before + 8 * 2**20
