@@ -47,6 +47,10 @@ class Measurements:
         self.summary, self.facts = run.summary(), read_facts(config.model)
         if self.facts.weights_digest != run.record["model_digest"]:
             raise UserError("the model's weights are not those that the run was made with; give the same checkpoint")
+        if self.facts.tokens_depend_on_codebook:
+            raise UserError(
+                f"the family {self.facts.family} draws other tokens after an edit: not supported"
+            )
         self.own = run.read(PROMPTS, Prompt)
         self.pairs = sorted(run.read(PAIRS, Pair), key=lambda pair: pair.sample_id)
         self.base = table_digest(self.facts.codebook)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from isic_ray.attacks import SEEDS, WORDS, telling_words
-from isic_ray.challenges import FRESH, Challenge, embedded_challenges, file_challenges, in_set, input_arms
+from isic_ray.challenges import FRESH, NEGATIVE, Challenge, embedded_challenges, file_challenges, in_set, input_arms
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, build_edit, table_digest
 from isic_ray.config import EditConfig, RunConfig
 from isic_ray.errors import UserError
@@ -75,7 +75,7 @@ class Evaluation(Measurements):
             "judges": self.judges(challenges),
             "explanation": self.explanation(),
             "alarm": self.alarm(),
-            "plan": {**dataclasses.asdict(self.plan), "negative": inputs[1].options["negative"]},
+            "plan": {**dataclasses.asdict(self.plan), "negative": self.negative()},
         }
         evidence["seconds"] = round(time.monotonic() - started, 1)
         self.run_dir.store.put(EVIDENCE, json.dumps(evidence, indent=1, allow_nan=False).encode())
@@ -114,9 +114,12 @@ class Evaluation(Measurements):
         return found
 
     def inputs(self) -> list[Challenge]:
+        arms = input_arms(self.own, self.negative(), self.plan.negative_scale, self.config.judge.rewrite)
+        return [arm for arm in arms if arm.way != NEGATIVE or self.facts.family == "janus"]  # see models.negative
+
+    def negative(self) -> str:
         words = telling_words([p.unsafe_text for p in self.pairs], [p.safe_text for p in self.pairs], _TELLING)
-        negative = self.plan.negative or " and ".join(words)
-        return input_arms(self.own, negative, self.plan.negative_scale, self.config.judge.rewrite)
+        return self.plan.negative or " and ".join(words)
 
     def draw(self, challenges: list[Challenge]) -> None:
         units: list[Unit] = []
