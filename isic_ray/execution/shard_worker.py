@@ -21,7 +21,7 @@ from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import load_pair
 from isic_ray.plan import Shard, plan_shards, sample_id, sample_seed
 from isic_ray.runs import Run
-from isic_ray.schema import BENIGN, BUILD, UNSAFE, Pair, Prompt, Sample, Verdict
+from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample, Verdict
 
 TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"
 
@@ -163,7 +163,8 @@ class ShardWorker:
         tokens = torch.tensor([sample.tokens for sample in samples])
         images = self.model.decode(tokens, self._table(digest))
         psnr: list[float | None] = [None] * len(samples)
-        benign = [i for i, sample in enumerate(samples) if sample.role == BENIGN]
+        # Pictures are only compared where figures are taken: the picture before the edit is another decode.
+        benign = [i for i, sample in enumerate(samples) if sample.role == BENIGN and sample.split == HELD_OUT]
         if digest != self.base_digest and benign:
             before = self.model.decode(tokens[benign])
             for i, value in zip(benign, metrics.psnr(before, images[benign]).tolist(), strict=True):

@@ -69,20 +69,7 @@ class JanusModel:
         self._check_tokens()
         self._set_generation_defaults()
         self._backbone, self._lm_head = Backbone(core.language_model), fuse(model.lm_head)
-        with torch.no_grad():
-            every = torch.arange(len(self.codebook), device=model.device)
-            visual_table = model.prepare_embeddings_for_image_generation(every)  # [K,h]
-        generation, head = model.generation_config, core.generation_head
-        project = fuse(head.proj_out)
-        self._sampler = TokenSampler(
-            self._backbone,
-            visual_table,
-            lambda hidden: head.activation_fn(project(hidden)),
-            fuse(head.vision_head),
-            tokens=self.tokens_per_image,
-            pad_id=generation.pad_token_id,
-            kept_ids=[generation.bos_token_id, generation.generation_kwargs["boi_token_id"]],
-        )
+        self._sampler = token_sampler(model, self._backbone)
 
     @classmethod
     def from_pretrained(
@@ -308,6 +295,24 @@ class JanusModel:
         run = Run(self._backbone, torch.zeros(len(x), dtype=torch.long, device=x.device), len(prefix))
         run.extend(x)
         return run
+
+
+@torch.no_grad()
+def token_sampler(model: JanusForConditionalGeneration, backbone: Backbone) -> TokenSampler:
+    """The fused loop over a Janus model whose `generation_config` is complete; it draws what stock `generate` draws."""
+    core, generation = model.model, model.generation_config
+    every = torch.arange(core.vqmodel.quantize.embedding.num_embeddings, device=model.device)
+    head = core.generation_head
+    project = fuse(head.proj_out)
+    return TokenSampler(
+        backbone,
+        model.prepare_embeddings_for_image_generation(every),
+        lambda hidden: head.activation_fn(project(hidden)),
+        fuse(head.vision_head),
+        tokens=core.vision_model.config.num_image_tokens,
+        pad_id=generation.pad_token_id,
+        kept_ids=[generation.bos_token_id, generation.generation_kwargs["boi_token_id"]],
+    )
 
 
 class JanusRenderer(Renderer):
