@@ -40,18 +40,15 @@ class RetrainConfig:
         check.least("regulariser", self.regulariser, 0)
         check.that(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
         check.that(0 <= self.min_workers <= self.workers, "min_workers", self.min_workers, "from 0 to workers")
-        for workers in range(self.min_workers or self.workers, self.workers + 1):
-            self.accumulate(workers)
-
-    def accumulate(self, workers: int) -> int:
-        """Micro-batches an optimiser step. Raises UserError where they do not add up to a batch."""
-        count, rest = divmod(self.batch_size, self.micro_batch * workers)
-        if rest or not count:
+        if self.batch_size % (self.micro_batch * self.workers):
             raise UserError(
                 f"batch_size is {self.batch_size}, but must be a multiple of micro_batch ({self.micro_batch}) "
-                f"times workers ({workers})."
+                f"times workers ({self.workers})."
             )
-        return count
+
+    def accumulate(self, workers: int) -> int:
+        """Micro-batches an optimiser step; with an odd number of workers left, the batch is rounded up."""
+        return -(-self.batch_size // (self.micro_batch * workers))
 
 
 def retrain_config(run: str, pictures: str, overrides: Sequence[str] = ()) -> RetrainConfig:

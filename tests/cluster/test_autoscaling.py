@@ -48,7 +48,7 @@ AUTOSCALING = {
     "head_node_type": "ray.head.default",
     "auth": {},
 }
-SMALL = ["prompts.limit=48", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=6", "execution.batch_size=6"]
+SMALL = ["prompts.limit=16", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=4", "execution.batch_size=4"]
 ELASTIC = [f"execution.accelerator={ACCELERATOR}", "execution.cpus_per_actor=0", "execution.threads_per_actor=1"]
 
 
@@ -119,20 +119,20 @@ def test_a_run_grows_from_none_to_four_survives_a_loss_and_leaves_none(cluster: 
     alone = run(
         tmp_path / "alone", clean, "execution.address=local", "execution.max_actors=1", "execution.min_actors=1"
     )
-    assert alone.wait(timeout=400) == 0, alone.stderr.read() if alone.stderr else ""
+    assert alone.wait(timeout=900) == 0, alone.stderr.read() if alone.stderr else ""
 
     watch = Watch(cluster["RAY_ADDRESS"])
     assert watch.alive == 0
     environment = {**cluster, "RAY_ADDRESS": cluster["GCS_ADDRESS"]}
     out = tmp_path / "elastic"
     elastic = run(out, environment, *ELASTIC, "execution.min_actors=1", "execution.max_actors=4")
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while watch.alive < 4 or not list((out / "commits").glob("tokens/*.json")):
         assert elastic.poll() is None, elastic.stderr.read() if elastic.stderr else ""
         assert time.monotonic() < deadline, watch.seen
         time.sleep(0.2)
     kill_a_node(cluster["FOLDER"])
-    assert elastic.wait(timeout=400) == 0, elastic.stderr.read() if elastic.stderr else ""
+    assert elastic.wait(timeout=900) == 0, elastic.stderr.read() if elastic.stderr else ""
     assert digests(out) == digests(tmp_path / "alone")
 
     deadline = time.monotonic() + 120
