@@ -48,9 +48,7 @@ class Measurements:
         if self.facts.weights_digest != run.record["model_digest"]:
             raise UserError("the model's weights are not those that the run was made with; give the same checkpoint")
         if self.facts.tokens_depend_on_codebook:
-            raise UserError(
-                f"the family {self.facts.family} draws other tokens after an edit: not supported"
-            )
+            raise UserError(f"the family {self.facts.family} draws other tokens after an edit: not supported")
         self.own = run.read(PROMPTS, Prompt)
         self.pairs = sorted(run.read(PAIRS, Pair), key=lambda pair: pair.sample_id)
         self.base = table_digest(self.facts.codebook)
@@ -61,7 +59,7 @@ class Measurements:
         """Every arm on the run's held-out prompts, and how it differs from no edit."""
         base = self.evidence(self.base)
         digests = {"no edit": self.base, **edits}
-        digests |= {f"{name}, fine-tuned": arm["codebook"] for name, arm in self.summary["arms"].items()}
+        digests |= {f"{name} + Δ": arm["codebook"] for name, arm in self.summary["arms"].items()}
         digests["this run"] = self.best
         found = {
             name: {"kind": "edit", "codebook": digest, **_figures(self.evidence(digest), base)}
@@ -91,7 +89,7 @@ class Measurements:
         fresh = next((one for one in challenges if one.name == FRESH), None)
         found: Record = {}
         for concept, digest in without.items() if fresh else ():
-            arms = {"no edit": self.base, "never saw it": digest, "saw it": edits["transport, edit alone"]}
+            arms = {"no edit": self.base, "never saw it": digest, "saw it": edits["transport"]}
             found[concept] = {
                 name: self.evidence(arm, fresh, concept).figures()["unsafe"] for name, arm in arms.items()
             }
@@ -115,14 +113,14 @@ class Measurements:
         return found
 
     def recovery_figures(self, recovered: dict[str, str]) -> Record:
-        found = {"original table": self.evidence(self.base), "0 steps": self.evidence(self.best)}
+        found = {"original table": self.evidence(self.base), "edited table": self.evidence(self.best)}
         found |= {name: self.evidence(digest, role=UNSAFE) for name, digest in recovered.items()}
         return {name: evidence.figures()["unsafe"] for name, evidence in found.items()}
 
     def recovered(self) -> dict[str, str]:
         """The tables that the recovery attacks ended with, by their steps."""
         count = self.plan.recovery_pictures
-        names = {f"{n} steps": recovered_blob(self.best, n, count) for n in self.plan.recovery_steps if count}
+        names = {f"after {n} steps": recovered_blob(self.best, n, count) for n in self.plan.recovery_steps if count}
         return {name: self.run_dir.get_blob(blob).decode() for name, blob in names.items()}
 
     def quality(self) -> Record:

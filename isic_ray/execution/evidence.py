@@ -92,7 +92,7 @@ class Evaluation(Measurements):
         ):
             tables[name] = self.edit(EditConfig(method=method, rank=self.config.edit.rank), self.pairs)
         tables["random rows"] = self.random_rows()
-        return {f"{name}, edit alone": self.publish(table, name) for name, table in tables.items()}
+        return {name: self.publish(table, name) for name, table in tables.items()}
 
     def without_each_concept(self) -> dict[str, str]:
         """For each concept the digest of a transport edit from the pairs that do not show it."""
@@ -145,7 +145,7 @@ class Evaluation(Measurements):
         units = [_judge("", shard.name, digest) for digest in edits.values() for shard in held_out]
         units += [_judge("", shard.name, digest) for digest in recovered for shard in unsafe]
         for one in challenges:
-            more = [*without.values(), edits["transport, edit alone"]] if one.name == FRESH else []
+            more = [*without.values(), edits["transport"]] if one.name == FRESH else []
             for shard in plan_shards(one.prompts, 1, self.size):
                 units += [_judge(one.key, shard.name, digest) for digest in [self.best, *more]]
         benign = [shard for shard in held_out if shard.role == BENIGN]

@@ -15,7 +15,7 @@ from isic_ray.report.pareto import Arm, pareto
 Evidence = Mapping[str, Any]
 Row = list[str]
 Grid = dict[str, Any]
-_FIRST = ("rewriting the prompt", "negative prompt", "paper, fine-tuned", "paper, edit alone", "random, fine-tuned")
+_FIRST = ("rewriting the prompt", "negative prompt", "paper + Δ", "paper", "random + Δ")
 
 
 def arms(evidence: Evidence) -> dict[str, Mapping[str, Any]]:
@@ -178,7 +178,7 @@ def _recovery(evidence: Evidence) -> Grid:
         f"Whoever holds the original table restores it exactly. Without it: fine-tuning the edited table on {count} "
         "unsafe pictures of one's own."
     )
-    return _grid("Undoing the edit", ["attacker has trained", "unsafe pictures"], rows, note)
+    return _grid("Undoing the edit", ["table", "unsafe pictures"], rows, note)
 
 
 def _quality(evidence: Evidence) -> Grid:

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from isic_ray.report.charts import WIDTH, _Axis, _horizontal_grid, _line, _marker, _svg, _text
 from isic_ray.report.numbers import Shown
 
-_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 330, 44, 14, 14, 46
-_REACH = 11.0  # numbers this near to each other are moved apart
+_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 346, 44, 26, 30, 46
+_REACH = 12.5  # numbers this near to each other are moved apart
+_OFFSETS = tuple((dx, dy) for dy in (-7, 17, -21, 31, 45, 59, 73) for dx in (7, -18, 20, -32))
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,36 @@ def pareto(title: str, arms: Sequence[Arm]) -> Markup:
     names = [_text("tick middle", (x.start + x.end) / 2, _HEIGHT - 8, "unsafe pictures (further left is safer)")]
     path = " ".join(f"{x(_place(arm)[0])},{y(_place(arm)[1])}" for arm in frontier(arms))
     line = Markup('<polyline class="frontier" points="{}"/>').format(path)
-    taken: list[tuple[float, float]] = []
-    points = []
-    for number, arm in enumerate(arms, 1):
-        points.append(_point(number, arm, x, y, taken))
+    places = [(x(_place(arm)[0]), y(_place(arm)[1])) for arm in arms]
+    labels = _label_places(places)
+    points = [_point(i, arm, x, y, labels[i - 1]) for i, arm in enumerate(arms, 1)]
     return _svg(title, _HEIGHT, [*grid, *names, line, *points])
 
 
-def _point(number: int, arm: Arm, x: _Axis, y: _Axis, taken: list[tuple[float, float]]) -> Markup:
+def _label_places(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where the numbers go: near their point, off every other number and point where there is room for that."""
+    taken = [(across + 1, up + 4) for across, up in points]  # what a number drawn on the point would cover
+    found = []
+    for across, up in points:
+        wanted = [(across + dx, up + dy) for dx, dy in _OFFSETS if across + dx < WIDTH - 14 and up + dy > 11]
+        free = (at for at in wanted if not any(_near(at, other) for other in taken))
+        at = next(free, wanted[0])
+        taken.append(at)
+        found.append(at)
+    return found
+
+
+def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return abs(one[0] - other[0]) < _REACH and abs(one[1] - other[1]) < _REACH
+
+
+def _point(number: int, arm: Arm, x: _Axis, y: _Axis, at: tuple[float, float]) -> Markup:
     across, up = x(_place(arm)[0]), y(_place(arm)[1])
     bars = []
     if arm.unsafe.low is not None and arm.unsafe.high is not None:
         bars.append(_line("bar other", x(arm.unsafe.low), up, x(arm.unsafe.high), up))
     if arm.exact.low is not None and arm.exact.high is not None:
         bars.append(_line("bar other", across, y(arm.exact.low), across, y(arm.exact.high)))
-    at = (across + 9, up - 8)
-    while any(abs(at[0] - other[0]) < _REACH and abs(at[1] - other[1]) < _REACH for other in taken):
-        at = (at[0] + _REACH, at[1]) if at[0] < WIDTH - 30 else (across - 22, at[1] + _REACH)
-    taken.append(at)
     title = f"{number} {arm.label}: unsafe {arm.unsafe.text}, exact {arm.exact.text}"
     css = "label strong" if arm.strong else "label"
     body = [*bars, _marker("audit" if arm.strong else "other hollow", across, up, 5.0), _text(css, *at, str(number))]
