@@ -21,7 +21,7 @@ from isic_ray.execution.isolation import losses, set_aside
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit, work
 from isic_ray.execution.shard_worker import PAIRS, PROMPTS, TOKENS, codebook_blob, verdict_stage
-from isic_ray.execution.training import DeltaJob, Weighted, keep_rows, pair_rows, train_deltas
+from isic_ray.execution.training import DeltaJob, Weighted, has_blob, keep_rows, pair_rows, train_deltas
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import read_facts
 from isic_ray.plan import Shard, plan_shards
@@ -90,10 +90,13 @@ class IsicLoop:
         best = Best(0, self.facts.codebook, self.base_digest, self.evidence(self.base_digest))
         rounds = [first]
         for number in range(1, self.config.loop.max_rounds + 1):
-            record = self.run_dir.rounds().get(number) or self.run_dir.commit_round(number, self.round(number, best))
+            record = self.run_dir.rounds().get(number)
+            if record is None or not has_blob(self.run_dir, codebook_blob(record.get("tried", best.digest))):
+                record = self.run_dir.commit_round(number, self.round(number, best))  # an earlier decision stands
             rounds.append(record)
             if not record["kept"]:
                 break
+            self.judge([record["codebook"]], self.shards, f"round {number}: re-judge")
             self.history.append(best.evidence)
             best = Best(number, self.table(record["codebook"]), record["codebook"], self.evidence(record["codebook"]))
         arms = self.arms()
@@ -101,12 +104,12 @@ class IsicLoop:
 
     def generate(self) -> Record:
         """Draw every prompt once, judge it, and pair each flagged build sample with its rewritten prompt's sample."""
-        if done := self.run_dir.rounds().get(0):
-            self.load()
-            return done
         started = time.monotonic()
-        self.work("generate and judge", [{"do": "draw", "shard": s.name, "codebook": ""} for s in self.shards])
+        if pending := self.pending():
+            self.work("generate and judge", [{"do": "draw", "shard": name, "codebook": ""} for name in pending])
         self.load()
+        if done := self.run_dir.rounds().get(0):
+            return done
         counts = [commit.counts for commit in self.run_dir.committed(PAIRS).values()]
         if not self.pairs:
             flagged = sum(c["flagged"] for c in counts)
@@ -229,6 +232,14 @@ class IsicLoop:
         return self.run_dir.write_summary(summary)
 
     # -- its steps --------------------------------------------------------------------------------------------------
+
+    def pending(self) -> list[str]:
+        """Shards of round 0 that lack one of their commits; also when damage was removed after the round's end."""
+        plan = [shard.name for shard in self.shards]
+        pairs = [shard.name for shard in self.shards if shard.role == UNSAFE and shard.split == BUILD]
+        lacking = {*self.run_dir.pending(TOKENS, plan), *self.run_dir.pending(PAIRS, pairs)}
+        lacking |= set(self.run_dir.pending(verdict_stage(self.base_digest), plan))
+        return [name for name in plan if name in lacking]
 
     def load(self) -> None:
         self.samples = self.run_dir.read(TOKENS, Sample)

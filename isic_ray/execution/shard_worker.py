@@ -102,7 +102,9 @@ class ShardWorker:
             self._table(digest)  # read before the work: an unreadable store is not the rows' fault
             attempt = Attempt.begin(self.run, stage, name)
             verdicts, poison = isolate(attempt, touched, _sample_id, lambda part: self._judge(part, digest))
-            attempt.commit(kept + verdicts, Verdict, poison, {"touched": len(touched), "samples": len(samples)})
+            order = {sample.sample_id: index for index, sample in enumerate(samples)}
+            rows = sorted(kept + verdicts, key=lambda row: order[row.sample_id])  # equal bytes however they came about
+            attempt.commit(rows, Verdict, poison, {"touched": len(touched), "samples": len(samples)})
         counts = self.run.committed(stage)[name].counts or {}
         return dict(counts)
 
