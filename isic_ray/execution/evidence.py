@@ -5,10 +5,14 @@ Nothing here changes the run's decisions: arms, challenges and attacks only meas
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import platform
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -77,7 +81,7 @@ class Evaluation(Measurements):
             "alarm": self.alarm(),
             "plan": {**dataclasses.asdict(self.plan), "negative": self.negative()},
         }
-        evidence["seconds"] = round(time.monotonic() - started, 1)
+        evidence |= {"seconds": round(time.monotonic() - started, 1), "driver": hardware()}
         self.run_dir.store.put(EVIDENCE, json.dumps(evidence, indent=1, allow_nan=False).encode())
         return evidence
 
@@ -218,6 +222,16 @@ class Evaluation(Measurements):
         artifact = SafeCodebook.from_tables(self.facts.codebook, table, ArtifactMeta(method, self.facts.family))
         self.run_dir.put_blob(codebook_blob(digest), artifact.to_bytes())
         return digest
+
+
+def hardware() -> str:
+    """The driver's machine in words, such as "AMD EPYC 7003, 2 cores, no GPU"."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {os.cpu_count()} cores, {gpu}"
 
 
 def _judge(key: str, shard: str, digest: str) -> Unit:
