@@ -14,6 +14,7 @@ from isic_ray.errors import UserError
 
 _KINDS = {"parquet": (".parquet",), "tar": (".tar",), "files": (".png", ".jpg", ".jpeg", ".webp")}
 _COLUMNS = ("image", "picture", "png", "jpg", "jpeg", "webp", "bytes")  # where Parquet files and tars keep them
+MAX_PIXELS = 64_000_000  # a picture of a few kB may unfold to more than the memory
 _EVALUATED = 50  # one file of so many is set aside
 
 
@@ -95,6 +96,8 @@ class _Decode:
         data: Any = value.get("bytes") if isinstance(value, dict) else value  # the Hub's image columns hold both
         try:
             with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return None
                 return np.asarray(ImageOps.fit(image.convert("RGB"), (self.size, self.size)))
-        except (OSError, TypeError, ValueError):
+        except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None
