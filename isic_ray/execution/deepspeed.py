@@ -64,14 +64,27 @@ def read_moments(engine: Any, parameter: torch.nn.Parameter) -> dict[str, torch.
     return {name: safe_get_full_optimizer_state(parameter, name).cpu().clone() for name in MOMENTS}
 
 
-def write_moments(engine: Any, parameter: torch.nn.Parameter, moments: dict[str, torch.Tensor], step: int) -> None:
-    """Puts back what `read_moments` read, under any ZeRO stage and number of workers."""
-    from deepspeed.utils import safe_set_full_optimizer_state
+def write_state(
+    engine: Any, parameter: torch.nn.Parameter, value: torch.Tensor, moments: dict[str, torch.Tensor], step: int
+) -> None:
+    """Puts back a parameter and what `read_moments` read, under any ZeRO stage and number of workers.
 
+    The engine's module must be callable without arguments, as `HarmlessDelta` is.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    if engine.zero_optimization_stage() > 0:  # its moments exist only once it has stepped; this step moves nothing
+        for _ in range(engine.gradient_accumulation_steps()):
+            engine.backward(engine().sum() * 0.0)
+            engine.step()
+    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(value)
     if engine.zero_optimization_stage() == 0:
         state = {name: moments[name].to(parameter) for name in MOMENTS}
         engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
         return
+    safe_set_full_fp32_param(parameter, value.to(engine.device))  # ZeRO steps a copy of its own
     for name in MOMENTS:
         safe_set_full_optimizer_state(parameter, moments[name].to(engine.device), name)
     for state in engine.optimizer.optimizer.state.values():

@@ -18,7 +18,7 @@ from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, reconst
 from isic_ray.config import EditConfig, ExecutionConfig, ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.cluster import connected
-from isic_ray.execution.deepspeed import gathered, initialise, read_moments, write_moments
+from isic_ray.execution.deepspeed import gathered, initialise, read_moments, write_state
 from isic_ray.execution.pictures import find_pictures, stream
 from isic_ray.execution.retrain_log import RetrainLog
 from isic_ray.execution.shard_worker import codebook_blob
@@ -270,8 +270,6 @@ class _Training:
         except FileNotFoundError:
             return 0
         step = int(saved["step"])
-        with torch.no_grad(), gathered(self.module.delta):
-            self.module.delta.copy_(saved["delta"])
-        if step:
-            write_moments(self.engine, self.module.delta, saved, step)
+        if step:  # before the first step delta is nought, and there are no moments
+            write_state(self.engine, self.module.delta, saved["delta"], saved, step)
         return step

@@ -1,0 +1,107 @@
+"""Retraining on generated pictures with real Ray Data, Train and DeepSpeed, from a run that the loop wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from isic_ray.codebook import SafeCodebook
+from isic_ray.config import ModelConfig
+from isic_ray.errors import UserError
+from isic_ray.execution.pictures import find_pictures, stream
+from isic_ray.execution.retrain import HARMLESS, retrain
+from isic_ray.models.registry import read_facts
+from isic_ray.retrain_config import retrain_config
+from isic_ray.runs import Run
+from tests.cluster.pictures import write_pictures
+
+SMALL = ["steps=8", "batch_size=16", "micro_batch=8", "evaluate=24", "save_every=4", "shuffle=32", "learning_rate=0.02"]
+Finished = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("pictures"))
+    write_pictures(folder, count=120, shard=30)
+    return folder
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("kind", "shard"), [("parquet", 8), ("tar", 8), ("files", 1)])
+def test_every_kind_of_folder_gives_the_same_pictures(tmp_path: Path, kind: str, shard: int) -> None:
+    write_pictures(str(tmp_path), count=16, shard=shard, kind=kind)
+    found = find_pictures(str(tmp_path))
+    batch = stream(found.kind, found.train + found.evaluate, size=48).take_batch(16)["picture"]
+    assert batch.shape == (16, 48, 48, 3)
+    assert batch.dtype == "uint8"
+    assert len({picture.tobytes() for picture in batch}) > 8
+
+
+def test_reconstruction_improves_outside_the_harmful_space(finished: Finished, pictures: str, tmp_path: Path) -> None:
+    out = tmp_path / "codebook"
+    config = retrain_config(str(finished[0]), pictures, SMALL)
+    result = retrain(config, str(out))
+    rows = metrics(out)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert result["after"]["evaluation_loss"] < result["before"]["evaluation_loss"]
+    assert max(row["harmful_component"] for row in rows) == result["largest_harmful_component"] < HARMLESS
+    assert list((out / "tensorboard").iterdir())
+    artifact = SafeCodebook.from_bytes(Run.open(str(out)).get_blob(result["safe_codebook"]))
+    artifact.apply_to(read_facts(ModelConfig()).codebook)
+
+    before = (out / "metrics.jsonl").read_bytes()
+    assert retrain(config, str(out)) == result  # the same command again: nothing is trained
+    assert (out / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match="learning_rate"):
+        retrain(retrain_config(str(finished[0]), pictures, [*SMALL[:-1], "learning_rate=0.01"]), str(out))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_killed_worker_is_replaced_and_training_goes_on(
+    finished: Finished, pictures: str, tmp_path: Path, stage: int
+) -> None:
+    out = tmp_path / "codebook"
+    settings = [*SMALL, "steps=60", "save_every=10", f"zero_stage={stage}", "workers=2"]
+    killer = threading.Thread(target=kill_a_worker, args=(out,), daemon=True)
+    killer.start()
+    result = retrain(retrain_config(str(finished[0]), pictures, settings), str(out))
+    killer.join(timeout=1)
+    assert not killer.is_alive(), "no worker was killed"
+    rows = metrics(out)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 61))
+    assert result["after"]["evaluation_loss"] < result["before"]["evaluation_loss"]
+    assert result["largest_harmful_component"] < HARMLESS
+
+
+def kill_a_worker(out: Path) -> None:
+    """SIGKILL to one training worker of this session once the first checkpoint with progress is there."""
+    session = ray._private.worker._global_node.get_session_dir_path()
+    while not (out / "metrics.jsonl").exists() or len(metrics(out)) < 3:
+        time.sleep(0.05)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_text().startswith("ray::RayTrainWorker"):
+                parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                if session in Path(f"/proc/{parent}/cmdline").read_text():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+
+
+@pytest.mark.slow
+def test_bfloat16_decoding_and_accumulation_train_too(finished: Finished, pictures: str, tmp_path: Path) -> None:
+    config = retrain_config(str(finished[0]), pictures, [*SMALL, "bf16=true", "micro_batch=4"])
+    result = retrain(config, str(tmp_path / "codebook"))
+    assert result["after"]["evaluation_loss"] < result["before"]["evaluation_loss"]
