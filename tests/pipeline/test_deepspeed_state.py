@@ -1,4 +1,4 @@
-"""A parameter and Adam's moments that are read under any ZeRO stage, put back, and trained on as if nothing had been."""
+"""A parameter and Adam's moments, read under one ZeRO stage and put back under any: training goes on as if whole."""
 
 from __future__ import annotations
 
