@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from isic_ray.commands import evidence, inputs, retrain, running, stored, sweep
+from isic_ray.commands import evidence, inputs, models, retrain, running, stored, sweep
 from isic_ray.commands.options import OK, STOPPED, USER_ERROR, Parser
 
-COMMANDS = (running, evidence, sweep, retrain, stored, inputs)  # in the order of `isic --help`
+COMMANDS = (running, evidence, sweep, retrain, stored, models, inputs)  # in the order of `isic --help`
 _EXAMPLES = """\
 examples:
   isic demo                                         the whole method on the embedded model, on two CPU cores

@@ -1,4 +1,4 @@
-"""Exporting a run's best codebook: a checkpoint that stock transformers loads, and the small SafeCodebook file."""
+"""Exporting a run's best codebook: a checkpoint in the layout it came in, the small SafeCodebook file, a model card."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 from isic_ray.codebook import SafeCodebook
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
+from isic_ray.model_card import model_card
 from isic_ray.models.registry import load_model
+from isic_ray.reporting import read_evidence
 from isic_ray.runs import Run
 
-ARTIFACT = "safe_codebook.safetensors"
+ARTIFACT, CARD = "safe_codebook.safetensors", "README.md"
 
 
 def export_run(uri: str, directory: str) -> str:
-    """Write the edited checkpoint and its `SafeCodebook` into ``directory``; returns it.
+    """Write the edited checkpoint, its `SafeCodebook` and its model card into ``directory``; returns it.
 
     Raises UserError when the run has not ended, or the directory is not empty.
     """
@@ -22,10 +24,12 @@ def export_run(uri: str, directory: str) -> str:
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty; give --to a new or empty directory")
     run = Run.open(uri)
-    blob = run.get_blob(run.summary()["safe_codebook"])
+    summary = run.summary()
+    blob = run.get_blob(summary["safe_codebook"])
     model = load_model(ModelConfig(**run.record["config"]["model"]))
-    SafeCodebook.from_bytes(blob).apply(model.model)  # type: ignore[attr-defined]
-    model.model.save_pretrained(target)  # type: ignore[attr-defined]
-    model.processor.save_pretrained(target)  # type: ignore[attr-defined]
+    target.mkdir(parents=True, exist_ok=True)
+    model.export(SafeCodebook.from_bytes(blob), target)
     (target / ARTIFACT).write_bytes(blob)
+    card = model_card(summary, run.record["config"], read_evidence(run, summary))
+    (target / CARD).write_text(card, encoding="utf-8")
     return str(target)

@@ -73,7 +73,7 @@ class UnifiedModelConformance:
         assert base.ndim == 4
         assert base.shape[0] == 3
         assert base.shape[3] == 3
-        edited = _edited(model, tokens[:1].unique().long())
+        edited = _edited(model, torch.unique(tokens[:1]).long())
         before = model.codebook.clone()
         after = model.decode(tokens, edited)
         assert not np.array_equal(after[0], base[0])
@@ -127,7 +127,7 @@ class UnifiedModelConformance:
         pixels.square().mean().backward()
         assert table.grad is not None
         used = torch.zeros(len(table), dtype=torch.bool)
-        used[tokens.unique().long()] = True
+        used[torch.unique(tokens).long()] = True
         assert torch.equal(table.grad.ne(0).any(1), used)
 
     def test_it_judges_each_picture_and_question_alone(self, model: UnifiedModel) -> None:

@@ -246,9 +246,7 @@ def llamagen(directory: Path, seed: int = 0) -> Path:
     """The same, converted."""
     published = llamagen_published(directory / "published", seed)
     to = directory / "converted"
-    convert_llamagen(
-        published / "t2i.pt", published / "vq.pt", published / "t5", to, 32, LLAMAGEN_HEADS, downsample_size=8
-    )
+    convert_llamagen(published / "t2i.pt", published / "vq.pt", published / "t5", to, 32, LLAMAGEN_HEADS)
     return to
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from isic_ray.codebook import SafeCodebook
 
 
 @dataclass(frozen=True)
@@ -121,4 +125,8 @@ class UnifiedModel(Protocol):
 
     def renderer(self) -> Renderer:
         """The decoder as a differentiable function of the codebook, for fine-tuning."""
+        ...
+
+    def export(self, artifact: SafeCodebook, directory: Path) -> None:
+        """Write the checkpoint, with an edit in its table, into a directory. The model itself may change with it."""
         ...

@@ -175,7 +175,7 @@ def build_decoder(config: Any, published: dict[str, Tensor]) -> nn.Module:
     lowest, attended = config.resolution // 2 ** (levels - 1), set(config.attn_resolutions or ())
     if attended - {lowest}:
         raise UserError(f"a picture decoder with attention at resolutions {sorted(attended)} is not known")
-    decoder = JanusVQVAEDecoder(
+    decoder: Any = JanusVQVAEDecoder(
         JanusVQVAEConfig(
             latent_channels=config.latent_channels,
             base_channels=config.base_channels,
@@ -196,7 +196,8 @@ def build_decoder(config: Any, published: dict[str, Tensor]) -> nn.Module:
     except RuntimeError as error:
         problem = " ".join(str(error).split("\n")[1:2]).strip()
         raise UserError(f"the picture decoder does not fit vq_config: {problem}") from error
-    return decoder
+    module: nn.Module = decoder
+    return module
 
 
 def _matching(path: Path, mark: str) -> dict[str, Tensor]:

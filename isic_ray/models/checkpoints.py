@@ -78,6 +78,17 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
+def check_index(directory: Path) -> None:
+    """Does every file hold the tensors that the index says? Raises UserError naming the first that is missing."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    held = {path.name: read_headers([path]) for path in weight_files(directory)}
+    for name, file in json.loads(index.read_text())["weight_map"].items():
+        if name not in held[file]:
+            raise UserError(f"{index} says that {file} holds {name}, but it does not")
+
+
 def digest_files(files: list[Path]) -> str:
     """sha256 hex over the bytes of ``files``, in order."""
     digest = hashlib.sha256()
@@ -171,12 +182,15 @@ def load_stock(kind: Any, directory: Path, dtype: str, device: str, trust_remote
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # looked at below: transformers' own error names none of them
         )
     except Exception as error:
         raise UserError(f"{directory} could not be loaded as {kind.__name__}: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise UserError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}")
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(f"{directory}: {name} has shape {list(found)}, but config.json asks for {list(wanted)}")
     return model.to(to_device)
 
 

@@ -50,9 +50,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
 _LLAMAGEN_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 
 
-def convert_llamagen(
-    gpt: Path, vq: Path, text_encoder: Path, to: Path, image_size: int, heads: int = 0, downsample_size: int = 16
-) -> None:
+def convert_llamagen(gpt: Path, vq: Path, text_encoder: Path, to: Path, image_size: int, heads: int = 0) -> None:
     """Make the directory that the LlamaGen adapter loads, from the published files and a FLAN-T5 directory.
 
     ``heads`` 0 knows the published sizes. Raises UserError for files that are not LlamaGen's text-to-image weights.
@@ -74,6 +72,5 @@ def convert_llamagen(
         "model_type": "llamagen",
         "heads": heads or _LLAMAGEN_HEADS[width],
         "image_size": image_size,
-        "downsample_size": downsample_size,
     }
     (to / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

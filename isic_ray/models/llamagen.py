@@ -60,8 +60,9 @@ class LlamaGenModel(VisualAdapter):
         self.codebook = read_table(directory, [directory / VQ], self.codebook_key)
         config = read_config(directory)
         gpt = load_file(directory / GPT)
-        side = int(config["image_size"]) // int(config["downsample_size"])
-        self.model = build_tokenizer(load_file(directory / VQ), side).to(device)
+        tokenizer = load_file(directory / VQ)
+        side = int(config["image_size"]) // 2 ** (_levels(tokenizer) - 1)
+        self.model = build_tokenizer(tokenizer, side).to(device)
         self.tokens_per_image, self.height, self.width = side**2, config["image_size"], config["image_size"]
         self.painter = LlamaGenPainter(self.model, side)
         self._encoder = load_stock(
@@ -70,10 +71,10 @@ class LlamaGenModel(VisualAdapter):
         self._words = load_processor(AutoTokenizer, directory / TEXT_ENCODER, trust_remote_code)
         prefix = len(_tensor(gpt, "cls_embedding.uncond_embedding"))
         llama = build_transformer(gpt, int(config["heads"]), prefix, side).to(device, dtype)
-        place = {"device": device, "dtype": dtype}
-        self._caption = [_tensor(gpt, f"cls_embedding.cap_proj.{name}.weight").to(**place) for name in ("fc1", "fc2")]
-        self._free = self._project(_tensor(gpt, "cls_embedding.uncond_embedding").to(**place))  # [P,h]
-        head = _tensor(gpt, "output.weight").to(**place)
+        caption = (_tensor(gpt, f"cls_embedding.cap_proj.{name}.weight") for name in ("fc1", "fc2"))
+        self._caption = [weight.to(device, dtype) for weight in caption]
+        self._free = self._project(_tensor(gpt, "cls_embedding.uncond_embedding").to(device, dtype))  # [P,h]
+        head = _tensor(gpt, "output.weight").to(device, dtype)
         if head.shape[0] != len(self.codebook):
             raise UserError(
                 f"{directory}: the model draws {head.shape[0]} tokens, the table has {len(self.codebook)} rows"
@@ -201,7 +202,8 @@ def build_transformer(gpt: dict[str, Tensor], heads: int, prefix: int, side: int
     for layer in range(layers):
         qkv = _tensor(gpt, f"layers.{layer}.attention.wqkv.weight")
         kv_heads = (len(qkv) // head_dim - heads) // 2
-        queries, keys, values = qkv.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])
+        sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        queries, keys, values = torch.split(qkv, sizes)
         renamed |= {
             f"layers.{layer}.self_attn.q_proj.weight": _halves(queries, heads),
             f"layers.{layer}.self_attn.k_proj.weight": _halves(keys, kv_heads),
@@ -238,8 +240,8 @@ _LAYER_NAMES = {
 def build_tokenizer(published: dict[str, Tensor], side: int) -> JanusVQVAE:
     """transformers' Janus tokenizer, which was taken over from LlamaGen, with the published tensors."""
     table, first = _tensor(published, "quantize.embedding.weight"), _tensor(published, "encoder.conv_in.weight")
-    levels = 1 + max((int(n.split(".")[2]) for n in published if n.startswith("encoder.conv_blocks.")), default=-1)
-    widths = [len(_tensor(published, f"encoder.conv_blocks.{level}.res.0.conv1.weight")) for level in range(levels)]
+    names = [f"encoder.conv_blocks.{level}.res.0.conv1.weight" for level in range(_levels(published))]
+    widths = [len(_tensor(published, name)) for name in names]
     blocks = len({name.split(".")[4] for name in published if name.startswith("encoder.conv_blocks.0.res.")})
     config = JanusVQVAEConfig(
         embed_dim=table.shape[1],
@@ -258,6 +260,10 @@ def build_tokenizer(published: dict[str, Tensor], side: int) -> JanusVQVAE:
     renamed.pop("quantize.codebook_used", None)  # a training statistic
     _fill(tokenizer, renamed)
     return tokenizer.eval().requires_grad_(False)
+
+
+def _levels(published: dict[str, Tensor]) -> int:
+    return len({name.split(".")[2] for name in published if name.startswith("encoder.conv_blocks.")})
 
 
 def _tokenizer_name(name: str) -> str:

@@ -63,7 +63,7 @@ REFUSED = {
 
 def load_model(config: ModelConfig) -> UnifiedModel:
     """The model that ``config`` names, ready to draw. Raises UserError with the reason when it cannot be used."""
-    adapter = _adapter(find_family(config))
+    adapter = adapter_of(find_family(config))
     model: UnifiedModel = adapter.from_pretrained(config.name, config.dtype, config.device, config.trust_remote_code)
     return model
 
@@ -90,7 +90,7 @@ def load_judge(config: ModelConfig) -> Judge:
 
 def read_facts(config: ModelConfig) -> ModelFacts:
     """Digest and codebook of the model that ``config`` names, read without loading it. Raises UserError."""
-    facts: ModelFacts = _adapter(find_family(config)).facts(config.name)
+    facts: ModelFacts = adapter_of(find_family(config)).facts(config.name)
     return facts
 
 
@@ -123,7 +123,8 @@ def known_families() -> dict[str, Family]:
     return found
 
 
-def _adapter(family: Family) -> Any:
+def adapter_of(family: Family) -> Any:
+    """The adapter class of a family."""
     module, _, name = family.adapter.partition(":")
     return getattr(importlib.import_module(module), name)  # adapters are heavy: import the one that is used
 

@@ -99,7 +99,8 @@ class VocabularyModel(VisualAdapter):
                 endings = [self.embed(ending) for _, ending in group]
                 read = F.embedding(ids, self.network.embedding)
                 scores = ask(self.network, self.answer_logits, read, endings, answers)
-                result[np.ix_(rows, [index for index, _ in group])] = scores
+                for column, (index, _) in enumerate(group):
+                    result[torch.from_numpy(rows), index] = scores[:, column]
         return result
 
     def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
