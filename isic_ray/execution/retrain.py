@@ -152,7 +152,8 @@ class _Training:
         import ray.train
 
         context = ray.train.get_context()
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.rank: int = context.get_world_rank()
+        self.world: int = context.get_world_size()
         self.config: RetrainConfig = loop["config"]
         self.device = ray.train.torch.get_device()
         self.model = load_model(loop["model"])
