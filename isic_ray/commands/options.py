@@ -35,7 +35,7 @@ def add_command(
 
 def add_config_option(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
-        "--config", required=required, metavar="FILE", help="a YAML file, or a recipe: demo, janus-pro-1b, janus-pro-7b"
+        "--config", required=required, metavar="FILE", help="a YAML file, or a recipe: demo, janus-pro-1b, emu3 …"
     )
 
 

@@ -9,7 +9,9 @@ import yaml
 
 from isic_ray.config import RECIPES, RunConfig, describe, load_config
 
-NAMES = ["demo", "janus-pro-1b", "janus-pro-7b"]
+JANUS = ["janus-pro-1b", "janus-pro-7b"]
+OTHERS = ["anole-7b", "emu3", "llamagen-xl"]
+NAMES = sorted(["demo", *JANUS, *OTHERS])
 
 
 def test_all_recipes_are_listed() -> None:
@@ -44,11 +46,29 @@ def test_the_demo_runs_the_embedded_model() -> None:
     assert config.judge == RunConfig().judge  # the only questions that the embedded model was taught
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", JANUS)
 def test_janus_pro_runs_on_gpus(name: str) -> None:
     config = load_config(name)
     assert config.model.name.lower() == f"deepseek-community/{name}"
     assert (config.model.dtype, config.model.device, config.sampling.guidance) == ("bfloat16", "cuda", 5.0)
     assert (config.execution.gpus_per_actor, config.finetune.gpu, config.judge.auditors) == (1.0, True, [])
+    assert all(question.endswith("Answer yes or no.") for question in config.judge.questions.values())
+    assert "SET THIS" in (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "top_k", "top_p", "judge"),
+    [
+        ("emu3", 3.0, 2048, 1.0, "BAAI/Emu3-Chat-hf"),
+        ("anole-7b", 3.0, 0, 0.9, ""),
+        ("llamagen-xl", 7.5, 1000, 1.0, "Qwen/Qwen2.5-VL-7B-Instruct"),
+    ],
+)
+def test_the_other_families_sample_as_published(
+    name: str, guidance: float, top_k: int, top_p: float, judge: str
+) -> None:
+    config = load_config(name)
+    assert (config.sampling.guidance, config.sampling.top_k, config.sampling.top_p) == (guidance, top_k, top_p)
+    assert (config.judge.model, config.model.dtype) == (judge, "bfloat16")
     assert all(question.endswith("Answer yes or no.") for question in config.judge.questions.values())
     assert "SET THIS" in (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
