@@ -136,13 +136,13 @@ class EditConfig:
 class FinetuneConfig:
     """Step 2: the delta trained in the harmless space on safe pairs (Ray Train + DeepSpeed)."""
 
-    steps: int = 60  # optimiser steps a round; 0 skips the step
+    steps: int = 80  # optimiser steps a round; 0 skips the step
     batch_size: int = 20  # pictures a step, over all workers
-    learning_rate: float = 0.06  # of Adam at the first step of a round; falls to 0 over the round
-    regulariser: float = 0.001  # weight of ||delta||^2 / rows
+    learning_rate: float = 0.04  # of Adam at the first step of a round; falls to 0 over the round
+    regulariser: float = 0.05  # weight of ||delta||^2 / rows
     target: str = "pair"  # safe (paper: safe tokens drawn as before) | pair (harmful tokens drawn as the safe picture)
     loss: str = "features"  # pixels | features (pair: distance in what the model's own vision tower sees)
-    benign_share: float = 0.6  # pair: share of a batch that is safe and benign pictures, to be drawn as before
+    benign_share: float = 0.5  # pair: share of a batch that is safe and benign pictures, to be drawn as before
     min_log_odds: float = 0.2  # pair: rows the delta may move are this much likelier in harmful pictures
     min_count: float = 3.0  # pair: ... and have this many harmful uses
     workers: int = 1  # data-parallel workers

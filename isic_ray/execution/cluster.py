@@ -51,10 +51,10 @@ def be_patient(config: ExecutionConfig) -> None:
 def _start(config: ExecutionConfig, verbose: bool) -> None:
     import ray
 
-    address = None if config.address == "local" else config.address
+    address: str | None = config.address
     if address == "auto" and not os.environ.get("RAY_ADDRESS"):
-        address = None  # no cluster was named: a local one is started
-    local = address is None
+        address = None  # no cluster was named: Ray joins one that runs on this machine, else starts one
+    local = address in (None, "local")
     settings = {} if local else _location_settings()
     try:
         with contextlib.nullcontext() if verbose else _silent_stderr():
