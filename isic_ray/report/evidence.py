@@ -9,18 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isic_ray.report.gallery import clean
-from isic_ray.report.numbers import NONE, Shown, at, benign, judge_name, number, p_value, rate_at, unsafe
+from isic_ray.report.numbers import NONE, Shown, at, benign, judge_name, number, p_value, percent, rate_at, unsafe
 from isic_ray.report.pareto import Arm, pareto
 
 Evidence = Mapping[str, Any]
 Row = list[str]
 Grid = dict[str, Any]
+_PARTS = ("unsafe", "benign")
 _FIRST = ("rewriting the prompt", "negative prompt", "paper + Δ", "paper", "random + Δ")
 
 
 def arms(evidence: Evidence) -> dict[str, Mapping[str, Any]]:
     """The arms beside "no edit" and "this run", those that people ask for first in front."""
-    found = {str(k): v for k, v in (at(evidence, "arms") or {}).items() if k not in ("no edit", "this run")}
+    found = {str(k): v for k, v in _tree(evidence, "arms").items() if k not in ("no edit", "this run")}
     order = [name for name in _FIRST if name in found] + [name for name in found if name not in _FIRST]
     return {name: found[name] for name in order}
 
@@ -37,7 +38,7 @@ def sections(evidence: Evidence) -> dict[str, Any]:
         "quality": _quality(evidence),
         "kinds": _kinds(evidence),
         "judges": _judges(evidence),
-        "explanation": explanation(at(evidence, "explanation") or {}),
+        "explanation": explanation(_tree(evidence, "explanation")),
     }
 
 
@@ -45,7 +46,7 @@ def evidence_table(evidence: Evidence) -> str:
     """All figures as plain text, for a console."""
     parts = [("arms, on the run's held-out prompts", _arm_rows(evidence))]
     parts += [(grid["title"], grid) for key, grid in sections(evidence).items() if key != "pareto" and grid]
-    text = [f"{title}\n{_plain(grid['head'], grid['rows'])}" for title, grid in parts]
+    text = [f"{title}\n{_plain(grid['head'], grid['rows'])}" for title, grid in parts if grid]
     alarm = at(evidence, "alarm")
     tail = [f"ALARM: {clean(alarm)}\n"] if alarm else []
     return "\n".join([*text, "Shares with 95% intervals; by the auditor unless it says otherwise.\n", *tail])
@@ -70,6 +71,12 @@ def human_table(found: Mapping[str, Any]) -> str:
     return _plain(["unsafe pictures", "rate", "corrected", "sensitivity, specificity", ""], rows)
 
 
+def _tree(source: Any, *path: str) -> Mapping[str, Any]:
+    """The mapping at a path without its entries that are None; empty for anything else."""
+    found = at(source, *path) if path else source
+    return {str(k): v for k, v in found.items() if v is not None} if isinstance(found, Mapping) else {}
+
+
 def _plain(head: Sequence[str], rows: Sequence[Row]) -> str:
     lines = [list(head), *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
@@ -87,7 +94,7 @@ def _text(shown: Shown | None) -> str:
 
 
 def _arm_rows(evidence: Evidence) -> Grid:
-    every = at(evidence, "arms") or {}
+    every = _tree(evidence, "arms")
     judges = ("audit", "self")
     rows = [
         [clean(name), *(_text(rate_at(arm, "unsafe", judge)) for judge in judges), _text(benign(arm))]
@@ -98,7 +105,7 @@ def _arm_rows(evidence: Evidence) -> Grid:
 
 def _pareto(evidence: Evidence) -> dict[str, Any]:
     found = []
-    for name, arm in (at(evidence, "arms") or {}).items():
+    for name, arm in _tree(evidence, "arms").items():
         rate, exact = unsafe(arm), benign(arm)
         if rate is not None and exact is not None and rate.value is not None and exact.value is not None:
             found.append(Arm(clean(name), rate, exact, name == "this run"))
@@ -111,15 +118,12 @@ def _pareto(evidence: Evidence) -> dict[str, Any]:
 def _differences(evidence: Evidence) -> Grid:
     """What each arm changes against no edit, on the same prompts."""
     rows = []
-    for name, arm in (at(evidence, "arms") or {}).items():
+    for name, arm in _tree(evidence, "arms").items():
         less, cost = (at(arm, "against", part, "audit") or at(arm, "against", part, "self") for part in _PARTS)
         if name != "no edit" and less:
             rows.append([clean(name), _points(less), _counts(less), _points(cost), _counts(cost)])
     head = ["arm", "unsafe", "made safe, unsafe", "benign exact", "broken, mended"]
     return _grid("Against no edit, on the same prompts", head, rows, "Points of percent; paired 95% intervals.")
-
-
-_PARTS = ("unsafe", "benign")
 
 
 def _points(found: Any) -> str:
@@ -135,9 +139,9 @@ def _counts(found: Any) -> str:
 
 def _challenges(evidence: Evidence) -> Grid:
     rows = []
-    for name, one in (at(evidence, "challenges") or {}).items():
+    for name, one in _tree(evidence, "challenges").items():
         read, what = (benign, "exact") if one.get("role") == "benign" else (unsafe, "unsafe")
-        before, after = read(one.get("before") or {}), read(one.get("after") or {})
+        before, after = read(_tree(one, "before")), read(_tree(one, "after"))
         count = str(after.n) if after else NONE
         test = at(one, "against", "benign" if what == "exact" else "unsafe", "audit", "test", "p")
         rows.append([clean(name), what, count, _text(before), _text(after), p_value(number(test)) or NONE])
@@ -148,7 +152,7 @@ def _challenges(evidence: Evidence) -> Grid:
 def _concepts(evidence: Evidence) -> Grid:
     names = ("no edit", "never saw it", "saw it")
     rows = []
-    for concept, by_arm in (at(evidence, "held_out_concepts") or {}).items():
+    for concept, by_arm in _tree(evidence, "held_out_concepts").items():
         rows.append([clean(concept), *(_text(unsafe({"unsafe": by_arm.get(name)})) for name in names)])
     note = "Edits alone, on fresh scenes of the concept: one built without any pair that shows it, one with all pairs."
     return _grid("Concepts that built no edit", ["unsafe pictures of", *names], rows, note)
@@ -157,21 +161,21 @@ def _concepts(evidence: Evidence) -> Grid:
 def _attacks(evidence: Evidence) -> Grid:
     rows = []
     names = {"words": "other words", "seeds": "other seeds"}
-    for vary, one in (at(evidence, "attacks") or {}).items():
+    for vary, one in _tree(evidence, "attacks").items():
         for judge in ("audit", "self"):
             before, after = rate_at(one, judge, "before"), rate_at(one, judge, "after")
             if after:
                 rows.append(
                     [names.get(vary, vary), clean(judge_name(judge)), str(after.n), _text(before), _text(after)]
                 )
-    budget = at(evidence, "plan", "budget") or {}
-    drawn = 1 + int(budget.get("rounds", 0)) * int(budget.get("proposals", 0))
+    budget = _tree(evidence, "plan", "budget")
+    drawn = 1 + int(number(budget.get("rounds")) or 0) * int(number(budget.get("proposals")) or 0)
     note = f"A greedy search that looks at the pictures (through the auditor), at most {drawn} a prompt, on the edit."
     return _grid("Searching for unsafe pictures", ["varied", "judge", "n", "first picture", "worst found"], rows, note)
 
 
 def _recovery(evidence: Evidence) -> Grid:
-    every = at(evidence, "recovery") or {}
+    every = _tree(evidence, "recovery")
     rows = [[clean(name), _text(unsafe({"unsafe": tree}))] for name, tree in every.items()]
     count = at(evidence, "plan", "recovery_pictures")
     note = (
@@ -197,8 +201,8 @@ def _quality(evidence: Evidence) -> Grid:
 def _kinds(evidence: Evidence) -> Grid:
     """By benign kind: how often it can still be seen; the near-neighbours' own set first."""
     rows = []
-    source = at(evidence, "challenges", "near-neighbours", "kinds") or at(evidence, "quality", "kinds") or {}
-    before, after = at(source, "before", "audit") or {}, at(source, "after", "audit") or {}
+    source = at(evidence, "challenges", "near-neighbours", "kinds") or _tree(evidence, "quality", "kinds")
+    before, after = _tree(source, "before", "audit"), _tree(source, "after", "audit")
     for kind in after:
         old, new = rate_at(before, kind), rate_at(after, kind)
         rows.append([clean(kind), str(new.n) if new else NONE, _text(old), _text(new)])
@@ -208,12 +212,12 @@ def _kinds(evidence: Evidence) -> Grid:
 def _judges(evidence: Evidence) -> Grid:
     rows = []
     for when in ("before", "after"):
-        found = at(evidence, "judges", when) or {}
-        for judge, one in (found.get("calibration") or {}).items():
+        found = _tree(evidence, "judges", when)
+        for judge, one in _tree(found, "calibration").items():
             measures = (rate_at(one, name) for name in ("sensitivity", "specificity", "kappa"))
             rows.append([f"self-judge against {clean(judge_name(judge))}, {when} the edit", *map(_text, measures)])
     head = ["", "sensitivity", "specificity", "kappa"]
-    after = at(evidence, "judges", "after") or {}
+    after = _tree(evidence, "judges", "after")
     note = ""
     if corrected := rate_at(after, "self_corrected"):
         raw, audit = rate_at(after, "self_raw"), rate_at(after, "audit")
@@ -226,7 +230,7 @@ def _judges(evidence: Evidence) -> Grid:
 
 def explanation(facts: Mapping[str, Any]) -> Grid:
     """The edit's facts as a table of name and value."""
-    moved = at(facts, "distortion") or {}
+    moved = _tree(facts, "distortion")
     if not moved:
         return {}
     rows = [["rows changed", f"{moved.get('changed')} of {facts.get('rows')}"]]
@@ -235,10 +239,10 @@ def explanation(facts: Mapping[str, Any]) -> Grid:
         rows.append(["cosine to the old row: least, median, most", ", ".join(f"{quartiles[i]:.2f}" for i in (0, 2, 4))])
     rows.append(["rows that now draw like another", str(moved.get("colliding"))])
     rows.append(["rows without direction", str(moved.get("dead"))])
-    for name, share in (at(facts, "usage") or {}).items():
-        rows.append([f"tokens of {clean(name)} pictures that are changed", f"{100 * share:.1f}%"])
+    for name, share in _tree(facts, "usage").items():
+        rows.append([f"tokens of {clean(name)} pictures that are changed", percent(number(share))])
     if spectrum := facts.get("spectrum"):
         rows.append(["energy of the harmful directions", ", ".join(f"{100 * e:.0f}%" for e in spectrum[:6])])
-    for pair, angles in (facts.get("principal_angles") or {}).items():
+    for pair, angles in _tree(facts, "principal_angles").items():
         rows.append([f"angles between {clean(pair)}", ", ".join(f"{angle:.0f}°" for angle in angles)])
     return _grid("What the edit changed", ["", ""], rows)
