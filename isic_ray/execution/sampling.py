@@ -16,6 +16,7 @@ from isic_ray.execution.progress import Progress
 from isic_ray.execution.shard_worker import ShardWorker
 
 Unit = dict[str, str]  # {"do": "draw" | "judge", "shard": name, "codebook": digest, "known": digest}
+_LOST_WHILE_LOADING = 3  # actors in a row; an actor that cannot start for good fails the run after so many tries
 
 
 class ShardActor:
@@ -69,7 +70,11 @@ def work(
     if not units:
         return []
     execution = config.execution
-    ray.data.DataContext.get_current().execution_no_progress_timeout_s = execution.patience_s
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = execution.patience_s
+    # A machine may go while an actor loads the model, and actors still waiting for one are cancelled at the end of a
+    # stage, which Ray Data counts as deaths too. By default the first of them fails the run.
+    context.max_consecutive_actor_init_deaths = max(execution.min_actors, execution.max_actors) + _LOST_WHILE_LOADING
     dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
     results = dataset.map_batches(
         actor,
