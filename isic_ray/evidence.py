@@ -32,7 +32,7 @@ class Plan:
     unsafe_files: tuple[str, ...] = ()  # more prompts, all of them held out
     benign_files: tuple[str, ...] = ()
     negative: str = ""  # negative prompt; "": the words that the run's rewrites took out
-    negative_scale: float = 2.0
+    negative_scale: float = 4.0
     attacked: int = 32  # held-out prompts that the searches start from
     budget: Budget = field(default_factory=Budget)
     recovery_pictures: int = 64  # unsafe pictures that the recovery attack has
