@@ -204,9 +204,9 @@ def _is_transient(error: Exception) -> bool:
     code, status = _answer(error)
     if status or code:
         return status in (408, 409, 429) or (status >= 500 and status != 501) or code in _TRANSIENT_CODES
-    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-        return error.errno in _TRANSIENT_ERRNO
-    return any(_TRANSIENT_TYPES.fullmatch(base.__name__) for base in type(error).__mro__)
+    if any(_TRANSIENT_TYPES.fullmatch(base.__name__) for base in type(error).__mro__):
+        return True  # before the next line: some of botocore's are OSErrors without a number
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
 
 
 def _give_up(error: Exception, uri: str, verb: str, key: str) -> NoReturn:

@@ -94,9 +94,10 @@ class IsicLoop:
             if record is None or not has_blob(self.run_dir, codebook_blob(record.get("tried", best.digest))):
                 record = self.run_dir.commit_round(number, self.round(number, best))  # an earlier decision stands
             rounds.append(record)
+            if "tried" in record:  # verdicts that were removed since, because they were damaged
+                self.judge([record["tried"]], self.shards, f"round {number}: re-judge", best.digest)
             if not record["kept"]:
                 break
-            self.judge([record["codebook"]], self.shards, f"round {number}: re-judge")
             self.history.append(best.evidence)
             best = Best(number, self.table(record["codebook"]), record["codebook"], self.evidence(record["codebook"]))
         arms = self.arms()

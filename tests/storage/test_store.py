@@ -282,3 +282,22 @@ def test_each_keeps_the_order_also_when_parallel() -> None:
     store, files, _ = flaky()
     files.parallel = 4
     assert list(store.each(lambda n: n * n, range(20))) == [n * n for n in range(20)]
+
+
+def test_what_botocore_and_aiohttp_raise_on_a_bad_network_is_retried() -> None:
+    import aiohttp
+    from botocore import exceptions
+
+    errors: list[Exception] = [
+        kind(endpoint_url="http://x", error="slow")
+        for kind in (
+            exceptions.ReadTimeoutError,
+            exceptions.ConnectTimeoutError,
+            exceptions.EndpointConnectionError,
+            exceptions.ConnectionClosedError,
+        )
+    ]
+    for error in [*errors, aiohttp.ClientPayloadError("torn"), aiohttp.ServerDisconnectedError(), TimeoutError()]:
+        store, files, _ = flaky(error)
+        store.put("k", b"1")
+        assert files.calls == 2, error
