@@ -17,7 +17,18 @@ from pathlib import Path
 import torch
 
 from isic_ray.attacks import SEEDS, WORDS, telling_words
-from isic_ray.challenges import FRESH, NEGATIVE, Challenge, embedded_challenges, file_challenges, in_set, input_arms
+from isic_ray.challenges import (
+    FRESH,
+    NEGATIVE,
+    Challenge,
+    attack_stage,
+    embedded_challenges,
+    fidelity_stage,
+    file_challenges,
+    in_set,
+    input_arms,
+    recovered_blob,
+)
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, build_edit, table_digest
 from isic_ray.config import EditConfig, RunConfig
 from isic_ray.errors import UserError
@@ -182,15 +193,25 @@ class Evaluation(Measurements):
 
     def work(self, stage: str, units: list[Unit]) -> None:
         units = [unit for unit in units if not self.done(unit)]
+        if not units:
+            return
         self.progress.start(stage, len(units), "units")
         work(self.config, self.run_dir.store.uri, units, lambda unit: 1, self.progress, EvidenceActor)
         self.progress.finish()
 
     def done(self, unit: Unit) -> bool:
-        """Whether a judging unit needs no actor; the others know themselves what they have committed."""
-        if unit["do"] != "judge":
-            return False
-        return unit["shard"] in self.run_dir.committed(in_set(verdict_stage(unit["codebook"]), unit["set"]))
+        """Whether all that a unit would commit is there."""
+        if unit["do"] == "recover":
+            folder, _, file = recovered_blob(unit["codebook"], int(unit["steps"]), int(unit["count"])).partition("/")
+            return file in self.run_dir.committed(folder)
+        if unit["do"] == "fidelity":
+            stages = [fidelity_stage(unit["codebook"])]
+        elif unit["do"] == "attack":
+            stages = [attack_stage(unit["codebook"], unit["vary"], self.plan.budget, self.plan.attacked)]
+        else:
+            stages = [in_set(verdict_stage(unit.get("codebook", self.base)), unit["set"])]
+            stages += [in_set(TOKENS, unit["set"])] if unit["do"] == "draw" else []
+        return all(unit["shard"] in self.run_dir.committed(stage) for stage in stages)
 
     def edit(self, config: EditConfig, pairs: list[Pair]) -> torch.Tensor:
         benign = [s.tokens for s in self.run_dir.read(TOKENS, Sample) if s.role == BENIGN and s.split == BUILD]

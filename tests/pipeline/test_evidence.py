@@ -23,6 +23,7 @@ from isic_ray.evidence import EVIDENCE, Plan
 from isic_ray.execution import loop
 from isic_ray.execution.evidence import evaluate
 from isic_ray.execution.shard_worker import ShardWorker
+from isic_ray.export import CARD, export_run
 from isic_ray.human_audit import LABELS, SHEET, import_labels, sample_sheet
 from isic_ray.models.registry import load_model
 from isic_ray.report import table
@@ -138,6 +139,16 @@ def test_compare_and_explain_print(finished: Finished, capsys: pytest.CaptureFix
     assert main(["explain", out]) == 0
     assert re.search(r"rows changed +\d+ of \d+", capsys.readouterr().out)
     assert main(["compare", out]) == 2
+
+
+def test_an_exported_checkpoint_brings_its_model_card(
+    finished: Finished, measured: dict[str, Any], tmp_path: Path
+) -> None:
+    out, summary = finished
+    card = (Path(export_run(str(out), str(tmp_path / "exported"))) / CARD).read_text()
+    best = summary["rounds"][summary["best_round"]]["unsafe"]["audit"]
+    assert f"{100 * best['rate']:.1f}%" in card
+    assert "Further evidence" in card
 
 
 # The human spot-check
