@@ -8,7 +8,7 @@ so that a step can be captured in a CUDA graph and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,7 +160,7 @@ class Run:
 
     def _forward(self, x: Tensor, at: Tensor, end: int, mask: Tensor | None) -> Tensor:
         model = self.backbone
-        turn = self._turn.index_select(2, at)  # [2,R,L,1,D]
+        turn = self._turn.index_select(2, at).unbind(0)  # cosines, sines: [R,L,1,D]
         for index, layer in enumerate(model.layers):
             qkv = layer.qkv(model.rms_norm(x, layer.norm_attention))
             x = x + layer.out(self._attend(index, qkv.view(*x.shape[:2], -1, model.head_dim), turn, at, end, mask))
@@ -168,7 +168,9 @@ class Run:
             x = x + layer.down(model.activation(gate).mul_(up))
         return model.rms_norm(x[:, -1], model.norm)
 
-    def _attend(self, index: int, qkv: Tensor, turn: Tensor, at: Tensor, end: int, mask: Tensor | None) -> Tensor:
+    def _attend(
+        self, index: int, qkv: Tensor, turn: Sequence[Tensor], at: Tensor, end: int, mask: Tensor | None
+    ) -> Tensor:
         """Rotate, store keys and values, attend to the first ``end`` slots: ``[R,L,H+2G,D]`` → ``[R,L,H*D]``."""
         model = self.backbone
         rows, length, _, size = qkv.shape

@@ -1,0 +1,361 @@
+"""How fast are pictures sampled, decoded and judged here? Prints a table and writes JSON.
+
+    python jobs/benchmark.py --out tests/results/benchmark.json          # about 6 minutes on 2 idle cores
+    python jobs/benchmark.py --models janus-pro-1b janus-pro-7b          # on a GPU: published shapes, random weights
+
+sampler: our loop and stock `generate`, by turns, with the same model, prompts and settings; greedy tokens compared.
+stages:  pictures a second of each stage. profile: what sampling spends its time on. memory: 100 batches.
+rounds:  judging again after a selective edit, next to the first round.
+The floor of a batch is the time its multiplications take at the rate measured here, or its weights and caches at the
+bandwidth measured here, whichever is larger, summed over the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isic_ray.config import ModelConfig, PromptsConfig, load_config
+from isic_ray.models.backbone import Backbone, fuse
+from isic_ray.models.base import SamplingSettings
+from isic_ray.models.blocks import left_pad
+from isic_ray.models.janus import JanusModel, token_sampler
+from isic_ray.models.janus_shapes import SHAPES, random_janus
+from isic_ray.models.registry import load_model
+from isic_ray.prompts import load_prompts
+
+Figures = dict[str, Any]
+PARTS = ("sampler", "stages", "profile", "memory", "rounds")
+WEAPON_AND_GORE = ("does this picture show a weapon ?", "does this picture show gore ?")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["pictogram"], choices=["pictogram", *SHAPES])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 16, 32, 64])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="torch threads; an actor has 1")
+    parser.add_argument("--repeats", type=int, default=5, help="the median of so many timings counts")
+    parser.add_argument("--prompts", type=int, default=100, help="of each set and split, in the part rounds")
+    parser.add_argument("--out", type=Path, help="JSON file; parts that are not run keep their old figures there")
+    options = parser.parse_args()
+    found: Figures = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    for name in options.models:
+        entry = found.setdefault(name, {})
+        pictogram = name == "pictogram"
+        for part in options.parts:
+            if part == "rounds" and pictogram:
+                entry[part] = {"hardware": hardware(), **rounds(options.prompts)}
+            elif part != "rounds" and (pictogram or part == "sampler"):
+                entry[part] = {"hardware": hardware(), **measure(name, part, options)}
+            print_part(name, part, entry.get(part, {}))
+            if options.out:
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure(name: str, part: str, options: argparse.Namespace) -> Figures:
+    subject = Subject(name)
+    result: Figures = {}
+    for threads in options.threads if subject.device.type == "cpu" else [1]:
+        torch.set_num_threads(threads)
+        if part == "sampler":
+            result[f"{threads} threads"] = sampler(subject, options.batches, options.repeats)
+        elif part == "stages":
+            result[f"{threads} threads"] = stages(subject, options.repeats)
+        elif part == "profile" and threads == options.threads[0]:
+            result |= profile(subject)
+        elif part == "memory" and threads == options.threads[0]:
+            result |= memory(subject)
+    return result
+
+
+class Subject:
+    """A model, its fused loop, and 64 prompts as ids."""
+
+    def __init__(self, name: str) -> None:
+        self.demo = load_config("demo")
+        sampling = self.demo.sampling
+        self.settings = SamplingSettings(sampling.guidance, sampling.temperature)
+        self.adapter: JanusModel | None = None
+        if name == "pictogram":
+            adapter = load_model(ModelConfig(name))
+            assert isinstance(adapter, JanusModel)
+            self.adapter, self.model, self.sampler = adapter, adapter.model, adapter._sampler
+            texts = [prompt.text for prompt in load_prompts(PromptsConfig(limit=32))]
+            self.texts = texts[:64]
+            self.ids = [adapter._prompt_ids([{"type": "text", "text": text}], "image") for text in self.texts]
+        else:
+            self.model = random_janus(name)
+            self.sampler = token_sampler(self.model, Backbone(self.model.model.language_model))
+            generator = torch.Generator().manual_seed(0)
+            lengths = torch.randint(12, 30, (64,), generator=generator).tolist()
+            self.ids = [[1, *torch.randint(10, 90, (n,), generator=generator).tolist(), 4] for n in lengths]
+        self.device = self.model.device
+
+    def ours(self, count: int, settings: SamplingSettings) -> Tensor:
+        return self.sampler.draw(self.ids[:count], list(range(count)), settings)
+
+    def stock(self, count: int, settings: SamplingSettings) -> Tensor:
+        ids, pads = left_pad(self.ids[:count], max(map(len, self.ids[:count])), self.sampler.pad_id, self.device)
+        mask = (torch.arange(ids.shape[1], device=self.device) >= pads[:, None]).long()
+        how: Figures = {"do_sample": False}
+        if settings.temperature:
+            how = {"do_sample": True, "temperature": settings.temperature, "top_k": 0}
+        result: Tensor = self.model.generate(
+            ids, attention_mask=mask, generation_mode="image", guidance_scale=settings.guidance, **how
+        )
+        return result
+
+    def work(self, count: int) -> tuple[float, list[tuple[float, float]]]:
+        """Operations that reading the prompts takes, and (operations, bytes read) of each step."""
+        config = self.model.config.text_config
+        size = next(self.model.parameters()).element_size()
+        hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+        kv = config.num_key_value_heads * config.head_dim
+        layer = hidden * (heads + 2 * kv) + heads * hidden + 3 * hidden * config.intermediate_size
+        head = self.model.model.generation_head
+        rows, layers = 2 * count, config.num_hidden_layers
+        features, logits = head.proj_out.weight.numel(), head.vision_head.weight.numel()
+        weights = size * float(layers * layer + features + logits)
+        length = statistics.mean(map(len, self.ids[:count]))
+        rows_read = len({tuple(row) for row in self.ids[:count]}) + len({len(row) for row in self.ids[:count]})
+        steps = []
+        for step in range(self.sampler.tokens):
+            attended = length + step
+            operations = rows * (2 * (layers * layer + features) + 4 * layers * heads * attended) + count * 2 * logits
+            steps.append((operations, weights + rows * size * 2 * layers * kv * attended))
+        return rows_read * length * 2.0 * layers * layer, steps
+
+
+def sampler(subject: Subject, batches: list[int], repeats: int) -> Figures:
+    greedy = replace(subject.settings, temperature=0.0)
+    rate, bandwidth = peak_rate(subject), peak_bandwidth(subject)
+    result: Figures = {"operations_per_s": rate, "bytes_per_s": bandwidth, "batches": {}}
+    for count in batches:
+        equal = (subject.ours(count, greedy).long() == subject.stock(count, greedy).cpu().long()).float().mean().item()
+        ours, stock = by_turns(
+            [lambda n=count: subject.ours(n, subject.settings), lambda n=count: subject.stock(n, subject.settings)],
+            repeats,
+        )
+        reading, steps = subject.work(count)
+        floor = reading / rate + sum(max(ops / rate, size / bandwidth) for ops, size in steps)
+        result["batches"][str(count)] = {
+            "stock_s": round(stock, 5),
+            "ours_s": round(ours, 5),
+            "stock_images_per_s": round(count / stock, 2),
+            "ours_images_per_s": round(count / ours, 2),
+            "ours_tokens_per_s": round(count * subject.sampler.tokens / ours),
+            "times_stock": round(stock / ours, 2),
+            "share_of_floor": round(floor / ours, 3),
+            "greedy_tokens_equal": equal,
+        }
+    return {**result, "peak_memory_mb": peak_memory()}
+
+
+def stages(subject: Subject, repeats: int) -> Figures:
+    adapter = subject.adapter
+    assert adapter is not None
+    tokens = adapter.sample(subject.texts, list(range(64)), subject.settings)
+    pictures = adapter.decode(tokens)
+    drawing, decoding, judging, rewriting = by_turns(
+        [
+            lambda: adapter.sample(subject.texts, list(range(64)), subject.settings),
+            lambda: adapter.decode(tokens),
+            lambda: adapter.judge(pictures, WEAPON_AND_GORE),
+            lambda: adapter.rewrite(subject.texts, subject.demo.judge.rewrite),
+        ],
+        repeats,
+    )
+    named = {"sampled": drawing, "decoded": decoding, "judged": judging, "rewritten": rewriting}
+    return {f"{name}_per_s": round(64 / seconds, 1) for name, seconds in named.items()}
+
+
+def profile(subject: Subject) -> Figures:
+    """Shares of the processor time of sampling 64 pictures, by what is done."""
+    kinds = {
+        "layers and heads": ("_linear_pointwise", "addmm", "aten::mm"),
+        "attention": ("bmm", "_softmax", "scaled_dot"),
+        "cache": ("index_copy", "index_select"),
+        "norms, rotation, activations": (
+            "norm",
+            "mul",
+            "roll",
+            "silu",
+            "gelu",
+            "pow",
+            "mean",
+            "rsqrt",
+            "aten::add",
+            "cat",
+        ),
+        "choosing tokens": ("cumsum", "searchsorted", "div", "lerp", "argmax"),
+    }
+    subject.ours(64, subject.settings)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        subject.ours(64, subject.settings)
+    times = dict.fromkeys([*kinds, "rest"], 0.0)
+    for event in recorded.key_averages():
+        kind = next((kind for kind, names in kinds.items() if any(name in event.key for name in names)), "rest")
+        times[kind] += event.self_cpu_time_total
+    return {kind: round(spent / sum(times.values()), 3) for kind, spent in times.items()}
+
+
+def memory(subject: Subject) -> Figures:
+    """Megabytes in use after 20 batches of changing sizes, and after 100 more."""
+    adapter = subject.adapter
+    assert adapter is not None
+
+    def batches(count: int) -> float:
+        for i in range(count):
+            size = 1 + 5 * i % 32
+            pictures = adapter.decode(adapter.sample(subject.texts[:size], list(range(size)), subject.settings))
+            adapter.judge(pictures, WEAPON_AND_GORE)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    return {"after_20_batches_mb": round(batches(20), 1), "after_120_batches_mb": round(batches(100), 1)}
+
+
+def rounds(limit: int) -> Figures:
+    """Judging again after a selective edit, next to the first round, in one process and one thread.
+
+    What it costs depends on which rows of the codebook changed, not on how: for fine-tuning, every row that it may move
+    is moved a little.
+    """
+    from isic_ray.execution.generation import create_run
+    from isic_ray.execution.loop import Best, IsicLoop
+    from isic_ray.execution.progress import Progress
+    from isic_ray.execution.sampling import ShardActor
+    from isic_ray.models.registry import read_facts
+
+    demo = load_config("demo")
+    config = replace(
+        demo,
+        prompts=replace(demo.prompts, limit=limit),
+        edit=replace(demo.edit, method="selective"),
+        execution=replace(demo.execution, shard_size=limit),
+    )
+    prompts, facts = load_prompts(config.prompts), read_facts(config.model)
+
+    class InProcess(IsicLoop):
+        seconds = 0.0
+
+        def work(self, stage: str, units: list[Any]) -> list[Any]:
+            worker = ShardActor.worker(config, self.run_dir.store.uri)
+            began = time.perf_counter()
+            for unit in units:
+                how = (unit["shard"],) if unit["do"] == "draw" else (unit["shard"], unit["codebook"])
+                getattr(worker, unit["do"])(*how)
+            self.seconds = time.perf_counter() - began
+            return []
+
+        def train(self, jobs: list[Any], rows: Any, stage: str) -> list[Tensor]:
+            moved = [job.edited + 1e-3 * torch.randn_like(job.edited) for job in jobs]
+            return [torch.where(job.trainable[:, None], new, job.edited) for job, new in zip(jobs, moved, strict=True)]
+
+    with tempfile.TemporaryDirectory() as out:
+        loop = InProcess(config, create_run(config, out, prompts, facts), prompts, facts, Progress())
+        torch.set_num_threads(1)
+        loop.generate()
+        first, base = loop.seconds, Best(0, facts.codebook, loop.base_digest, loop.evidence(loop.base_digest))
+        edit = loop.edit(config.edit, facts.codebook, loop.pairs, 1)
+        result: Figures = {"pictures": len(loop.samples), "pairs": len(loop.pairs), "first_round_s": round(first, 2)}
+        for name, table in {"edited": edit.codebook, "edited and fine-tuned": loop.finetune(edit, base, 1)}.items():
+            digest = loop.publish(table, 1, name)
+            loop.judge([digest], loop.shards, name)
+            result[name] = {
+                "rows": int((table != facts.codebook).any(1).sum()),
+                "touched": loop.touched[digest],
+                "seconds": round(loop.seconds, 2),
+                "share_of_first_round": round(loop.seconds / first, 3),
+            }
+    return result
+
+
+def by_turns(doings: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of each, one after another in every repeat, so that a slow minute strikes all alike."""
+    times: list[list[float]] = [[] for _ in doings]
+    for turn in range(repeats + 1):
+        for doing, own in zip(doings, times, strict=True):
+            synchronise()
+            began = time.perf_counter()
+            doing()
+            synchronise()
+            if turn:  # the first one warms up
+                own.append(time.perf_counter() - began)
+    return [statistics.median(own) for own in times]
+
+
+def peak_rate(subject: Subject) -> float:
+    """Operations a second of the best matrix product here, by the same kernel that the loop uses."""
+    side = 1024 if subject.device.type == "cpu" else 8192
+    dtype = next(subject.model.parameters()).dtype
+    linear = nn.Linear(side, side, bias=False, device=subject.device, dtype=dtype).requires_grad_(False)
+    product, x = fuse(linear), torch.randn(side, side, device=subject.device, dtype=dtype)
+    return 2 * side**3 / min(best_of(lambda: product(x)))
+
+
+def peak_bandwidth(subject: Subject) -> float:
+    """Bytes a second read from a buffer as large as the weights: from a cache where they fit into one."""
+    count = sum(p.numel() for p in subject.model.model.language_model.layers.parameters())
+    buffer = torch.ones(count, device=subject.device, dtype=next(subject.model.parameters()).dtype)
+    return buffer.numel() * buffer.element_size() / min(best_of(buffer.sum))
+
+
+def best_of(doing: Callable[[], Any]) -> list[float]:
+    return [by_turns([doing], 1)[0] for _ in range(10)]
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> float:
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def hardware() -> Figures:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16") if flag in known.get("flags", "").split()]
+    return {
+        "machine": f"{os.cpu_count()}-core {platform.machine()} ({known.get('model name', 'unknown')})",
+        "gpu": gpu or "none",
+        "instructions": wide,
+        "load_before": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+    }
+
+
+def print_part(name: str, part: str, figures: Figures) -> None:
+    if part != "sampler":
+        print(f"{name}, {part}: {json.dumps(figures)}")
+        return
+    for threads, own in figures.items():
+        if threads == "hardware":
+            continue
+        print(f"{name}, {threads}: batch, stock images/s, ours images/s, times, share of floor, greedy tokens equal")
+        for batch, row in own["batches"].items():
+            stock, ours, times = row["stock_images_per_s"], row["ours_images_per_s"], row["times_stock"]
+            equal = row["greedy_tokens_equal"]
+            print(f"{batch:>6} {stock:>9} {ours:>9} {times:>7} {row['share_of_floor']:>7.0%} {equal:>9.2%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
