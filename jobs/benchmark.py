@@ -348,7 +348,7 @@ def print_part(name: str, part: str, figures: Figures) -> None:
         print(f"{name}, {part}: {json.dumps(figures)}")
         return
     for threads, own in figures.items():
-        if threads == "hardware":
+        if not threads.endswith("threads"):
             continue
         print(f"{name}, {threads}: batch, stock images/s, ours images/s, times, share of floor, greedy tokens equal")
         for batch, row in own["batches"].items():

@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_benchmark_runs_on_a_random_model(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    command = "--models janus-tiny --parts sampler --batches 3 --repeats 1 --threads 1 --out".split()
-    subprocess.run([sys.executable, "jobs/benchmark.py", *command, str(out)], cwd=ROOT, check=True, capture_output=True)
+    command = ["--models", "janus-tiny", "--parts", "sampler", "--batches", "3", "--repeats", "1", "--threads", "1"]
+    subprocess.run(
+        [sys.executable, "jobs/benchmark.py", *command, "--out", str(out)], cwd=ROOT, check=True, capture_output=True
+    )
     found = json.loads(out.read_text())["janus-tiny"]["sampler"]
     assert found["hardware"]["machine"]
     row = found["1 threads"]["batches"]["3"]
