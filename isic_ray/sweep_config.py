@@ -76,8 +76,13 @@ class SweepConfig:
             for value in domain.ends:
                 self.at({key: value})  # raises UserError for what no run would accept
         for key, value in self.first().items():
-            if value not in self.space[key]:
+            if value not in self.domain(key):
                 raise UserError(f"space.{key} leaves out {value!r}, the value that {self.config} starts from; add it.")
+
+    def domain(self, key: str) -> Choice | Between:
+        """The values of a key; a list always has the value that the trials start from."""
+        found, value = self.space[key], self.first()[key]
+        return Choice((*found.values, value)) if isinstance(found, Choice) and value not in found.values else found
 
     def start(self) -> RunConfig:
         """What the trials start from; without arms, which would be the same for many of them."""

@@ -142,7 +142,7 @@ def _space(sweep: SweepConfig) -> dict[str, Any]:
     from ray import tune
 
     def domain(key: str) -> Any:
-        found = sweep.space[key]
+        found = sweep.domain(key)
         if isinstance(found, Between):
             return (tune.loguniform if found.log else tune.uniform)(found.low, found.high)
         return tune.choice(list(found.values))

@@ -27,6 +27,11 @@ def test_every_shipped_sweep_parses_and_starts_from_its_recipe(name: str) -> Non
     assert sweep.start().loop.arms == []
 
 
+def test_a_list_always_has_the_starting_value(tmp_path: Path) -> None:
+    sweep = read(tmp_path, "config: demo\nspace: {edit.smoothing: [7.0, 8.0]}\n")
+    assert sweep.domain("edit.smoothing") == Choice((7.0, 8.0, sweep.start().edit.smoothing))
+
+
 def test_a_point_becomes_a_configuration_with_three_digits(tmp_path: Path) -> None:
     config = read(tmp_path, GOOD).at({"edit.rank": 1, "edit.strength": 0.123456})
     assert (config.edit.rank, config.edit.strength) == (1, 0.123)
@@ -46,7 +51,7 @@ def test_the_shared_run_has_the_lowest_threshold(tmp_path: Path) -> None:
         ("config: demo\nspace: {sampling.seed: [0, 1]}\n", "would change what is drawn"),
         ("config: demo\nspace: {edit.rang: [0, 1]}\n", "edit.rank"),
         ("config: demo\nspace: {edit.rank: [1, 2, -3]}\n", "edit.rank is -3"),
-        ("config: demo\nspace: {edit.rank: [1, 3]}\n", "leaves out 2"),
+        ("config: demo\nspace: {edit.strength: {low: 0.1, high: 0.2}}\n", "leaves out 1"),
         ("config: demo\nspace: {edit.strength: {low: 1, high: 0.5}}\n", "low below high"),
         ("config: demo\nspace: {finetune.regulariser: {low: 0, high: 1, log: true}}\n", "above 0 with log"),
         ("config: demo\nspace: {edit.rank: []}\n", "a list of values"),
