@@ -19,13 +19,17 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def resolve_checkpoint(name: str) -> Path:
-    """The directory of "pictogram", of a path, or of a hub name (fetched). Raises UserError when there is none."""
+    """The directory of "pictogram", of a path, or of a URI or hub name (fetched). UserError when there is none."""
     if name == "pictogram":
         from isic_ray.models.pictogram.checkpoint import WEIGHTS
 
         if not WEIGHTS.is_dir():
             raise UserError(f"the embedded model's weights are missing from {WEIGHTS}; reinstall isic_ray")
         return WEIGHTS
+    if "://" in name:
+        from isic_ray.models.cache import cached_checkpoint
+
+        return cached_checkpoint(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path

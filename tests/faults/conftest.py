@@ -1,10 +1,17 @@
-"""One small finished run, and the model behind it, for tests that damage copies of it."""
+"""One small finished run, and the model behind it, for tests that damage copies of it.
+
+    pytest tests/faults -m "slow or not slow" --figures tests/results/faults.json
+
+writes the table of faults survived: what the tests pass to ``figures``, into the file's other entries.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +21,26 @@ from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import load_model, read_facts
 from tests.faults.inline import Remembering, drive
 from tests.faults.small import SMALL
+
+HARDWARE = "2-core x86-64 VM (AMD EPYC), no GPU"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", metavar="FILE", help="write the figures of the fault tests into this JSON file")
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[str, dict[str, Any]], None]:
+    """Notes what one test survived; call it after the asserts."""
+
+    def note(fault: str, found: dict[str, Any]) -> None:
+        print(fault, found)
+        if path := request.config.getoption("--figures"):
+            known = json.loads(Path(path).read_text()) if Path(path).exists() else {"hardware": HARDWARE, "faults": {}}
+            known["faults"][fault] = found
+            Path(path).write_text(json.dumps(known, indent=2) + "\n")
+
+    return note
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import load_model, read_facts
 from isic_ray.runs import Run
 from tests.faults.inline import Remembering, drive
-from tests.faults.small import SMALL, essence, tries_over
+from tests.faults.small import SMALL, account, essence, tries_over
 
 READS, WRITES = ("read", "exists", "keys"), ("create", "replace", "delete")
 
@@ -107,17 +108,17 @@ def main(out: str, first: int, step: int) -> dict[str, Any]:
     assert essence(Run.open(f"{out}/first")) == essence(Run.open(f"{out}/whole"))
     names = json.loads(Path(f"{out}/whole.moments").read_text())
     whole = essence(Run.open(f"{out}/whole"))
-    wrong, over, killed = [], 0, 0
+    wrong, killed, total = [], 0, Counter[str]()
     for at in range(first, len(names), step):
         place = f"{out}/{at}"
         killed += attempt(place, facts, at) == -signal.SIGKILL
         ended = attempt(place, facts, -1)
         run = Run.open(place)
-        over += tries_over(run)
+        total.update(account(run, Run.open(f"{out}/whole")))
         if ended != 0 or run.verify() or essence(run) != whole or tries_over(run) > 1:
             wrong.append([at, names[at], ended, *run.verify()])
         shutil.rmtree(place)
-    return {"moments": len(names), "killed": killed, "wrong": wrong, "shards_done_over": over}
+    return {"moments": len(names), "killed": killed, "wrong": wrong, **total}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from isic_ray.config import EditConfig, ExecutionConfig, FinetuneConfig, LoopConfig, PromptsConfig, RunConfig
 from isic_ray.runs import Run
+from isic_ray.schema import Pair, Sample, Verdict
 
 SMALL = RunConfig(
     prompts=PromptsConfig(limit=4),
@@ -40,5 +42,19 @@ def tries_over(run: Run) -> int:
     return sum(c.counts.get("tries", 1) - 1 for stage in run.stages() for c in run.committed(stage).values())
 
 
-def rows(run: Run) -> int:
-    return sum(commit.rows for stage in run.stages() for commit in run.committed(stage).values())
+def account(run: Run, whole: Run) -> dict[str, int]:
+    """Rows of ``run``, how many of the ``whole`` run's are lost, and how many are there twice."""
+    found, expected = list(_names(run)), set(_names(whole))
+    return {
+        "rows": len(found),
+        "lost": len(expected - set(found)),
+        "duplicated": len(found) - len(set(found)),
+        "shards_done_over": tries_over(run),
+    }
+
+
+def _names(run: Run) -> Iterator[tuple[str, ...]]:
+    for stage in run.stages():
+        kind = Verdict if stage.startswith("verdicts-") else {"tokens": Sample, "pairs": Pair}.get(stage)
+        for row in run.read(stage, kind) if kind else ():
+            yield stage, row.sample_id, getattr(row, "judge", "")

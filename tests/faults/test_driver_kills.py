@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ def check(found: dict[str, Any], points: int) -> None:
     assert found["wrong"] == []
     assert found["killed"] == points
     assert found["moments"] > 300
+    assert (found["lost"], found["duplicated"]) == (0, 0)
 
 
-def test_killed_at_moments_spread_over_the_run(tmp_path: Path) -> None:
+def test_killed_at_moments_spread_over_the_run(tmp_path: Path, figures: Callable[..., None]) -> None:
     found = kill_at(tmp_path, 3, 19)
     check(found, len(range(3, found["moments"], 19)))
     assert found["shards_done_over"] > 0
+    figures("SIGKILL at every 19th moment of storage operations", found)
 
 
 @pytest.mark.slow
-def test_killed_at_every_moment(tmp_path: Path) -> None:
+def test_killed_at_every_moment(tmp_path: Path, figures: Callable[..., None]) -> None:
     found = kill_at(tmp_path, 0, 1)
     check(found, found["moments"])
+    figures("SIGKILL at every moment of storage operations", found)

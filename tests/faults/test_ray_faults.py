@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from isic_ray.execution.loop import run_isic
 from isic_ray.runs import Run
-from tests.faults.small import TRAINED, essence, tries_over
+from tests.faults.small import TRAINED, account, essence, tries_over
 
 pytestmark = pytest.mark.slow
 ACTORS = 2
@@ -81,10 +81,10 @@ def machines() -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="module")
-def whole(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def whole(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     run_isic(CONFIG, str(out))
-    return essence(Run.open(str(out)))
+    return out
 
 
 def disturb(out: Path, act: Callable[[str], bool]) -> list[str]:
@@ -115,15 +115,18 @@ def disturb(out: Path, act: Callable[[str], bool]) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", ["kill", "lose"])
-def test_a_fault_in_each_stage(machines: Machines, whole: dict[str, Any], tmp_path: Path, fault: str) -> None:
+def test_a_fault_in_each_stage(
+    machines: Machines, whole: Path, tmp_path: Path, fault: str, figures: Callable[..., None]
+) -> None:
     out, acted = tmp_path / "run", list[str]()
     watcher = threading.Thread(target=lambda: acted.extend(disturb(out, getattr(machines, fault))))
     watcher.start()
     run_isic(CONFIG, str(out))
     watcher.join()
     run = Run.open(str(out))
-    print({"fault": fault, "stages": acted, "shards_done_over": tries_over(run)})
     assert acted == ["draw", "train", "judge"]
-    assert essence(run) == whole
+    assert essence(run) == essence(Run.open(str(whole)))
     assert run.verify() == []
     assert tries_over(run) <= ACTORS * 2  # at most one shard an actor, in each of the two stages that have actors
+    name = {"kill": "SIGKILL of a worker", "lose": "loss of a Ray node"}[fault]
+    figures(f"{name} in each stage", {"injected": len(acted), **account(run, Run.open(str(whole)))})

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from isic_ray.runs import Run
 from tests.faults.ceph import Ceph, needs_ceph
 from tests.faults.inline import Remembering, drive
 from tests.faults.proxy import FaultyProxy
-from tests.faults.small import essence, tries_over
+from tests.faults.small import account, essence
 
 pytestmark = [pytest.mark.slow, needs_ceph]
 CANARY = "canary-7f3a91c2-do-not-store"
@@ -45,16 +46,18 @@ def direct(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> Ceph:
     return ceph
 
 
-def check(uri: str, finished: Path) -> None:
-    """The run on S3 is the one on disk, whole, and nothing of it was done twice."""
+def check(uri: str, finished: Path) -> dict[str, Any]:
+    """The run on S3 is the one on disk, whole, and nothing of it was done twice. Returns its account."""
     run = Run.open(uri)
     assert essence(run) == essence(Run.open(str(finished)))
     assert run.verify() == []
-    assert tries_over(run) == 0
+    found = account(run, Run.open(str(finished)))
+    assert (found["lost"], found["duplicated"], found["shards_done_over"]) == (0, 0, 0)
+    return found
 
 
 def test_a_proxy_that_spoils_a_fifth_of_the_requests(
-    direct: Ceph, finished: Path, facts: ModelFacts, monkeypatch: pytest.MonkeyPatch
+    direct: Ceph, finished: Path, facts: ModelFacts, monkeypatch: pytest.MonkeyPatch, figures: Callable[..., None]
 ) -> None:
     proxy = FaultyProxy(direct.port)
     with monkeypatch.context() as patch:
@@ -63,12 +66,12 @@ def test_a_proxy_that_spoils_a_fifth_of_the_requests(
     proxy.stop()
     assert proxy.faults >= 0.1 * proxy.counts["requests"]
     assert set(proxy.counts) > {"503", "reset", "lost reply", "torn reply", "slow"}
-    print(dict(proxy.counts))
-    check("s3://faults/proxied", finished)
+    found = check("s3://faults/proxied", finished)
+    figures("a fifth of S3 requests spoiled", {"injected": proxy.faults, **dict(proxy.counts), **found})
 
 
 def test_the_server_is_killed_for_20_seconds(
-    direct: Ceph, finished: Path, facts: ModelFacts, monkeypatch: pytest.MonkeyPatch
+    direct: Ceph, finished: Path, facts: ModelFacts, monkeypatch: pytest.MonkeyPatch, figures: Callable[..., None]
 ) -> None:
     uri, killed = "s3://faults/killed", threading.Event()
 
@@ -89,10 +92,12 @@ def test_the_server_is_killed_for_20_seconds(
         drive(uri, facts)
     thread.join()
     assert killed.is_set()
-    check(uri, finished)
+    figures("S3 server killed for 20 s", {"injected": 1, **check(uri, finished)})
 
 
-def test_two_drivers_on_one_run(direct: Ceph, finished: Path, facts: ModelFacts, remembering: Remembering) -> None:
+def test_two_drivers_on_one_run(
+    direct: Ceph, finished: Path, facts: ModelFacts, remembering: Remembering, figures: Callable[..., None]
+) -> None:
     uri, failures = "s3://faults/raced", list[BaseException]()
 
     def race() -> None:
@@ -110,6 +115,7 @@ def test_two_drivers_on_one_run(direct: Ceph, finished: Path, facts: ModelFacts,
     run = Run.open(uri)
     assert essence(run) == essence(Run.open(str(finished)))
     assert run.verify() == []
+    figures("two drivers on one run on S3", account(run, Run.open(str(finished))))
 
 
 def test_the_secret_is_nowhere_in_the_bucket(
