@@ -133,6 +133,7 @@ class Evaluation(Measurements):
         return [arm for arm in arms if arm.way != NEGATIVE or self.facts.family == "janus"]  # see models.negative
 
     def negative(self) -> str:
+        """The negative prompt: as planned, or the words that the run's own rewrites took out of its prompts."""
         words = telling_words([p.unsafe_text for p in self.pairs], [p.safe_text for p in self.pairs], _TELLING)
         return self.plan.negative or " and ".join(words)
 
@@ -154,8 +155,8 @@ class Evaluation(Measurements):
     def judge(
         self, challenges: list[Challenge], edits: dict[str, str], without: dict[str, str], recovered: list[str]
     ) -> None:
-        held_out = [s for s in plan_shards(self.own, self.config.prompts.samples_per_prompt, self.size)]
-        held_out = [shard for shard in held_out if shard.split == HELD_OUT]
+        shards = plan_shards(self.own, self.config.prompts.samples_per_prompt, self.size)
+        held_out = [shard for shard in shards if shard.split == HELD_OUT]
         unsafe = [shard for shard in held_out if shard.role == UNSAFE]
         units = [_judge("", shard.name, digest) for digest in edits.values() for shard in held_out]
         units += [_judge("", shard.name, digest) for digest in recovered for shard in unsafe]
@@ -169,6 +170,7 @@ class Evaluation(Measurements):
         self.work("evidence: judge and attack", units)
 
     def attacks(self) -> list[Unit]:
+        """Searches over words and over seeds, about eight prompts a unit."""
         plan = self.plan
         parts = max(1, -(-plan.attacked // 8))
         return [
@@ -186,8 +188,6 @@ class Evaluation(Measurements):
             for part in range(parts)
             if plan.attacked
         ]
-
-    # -- figures ----------------------------------------------------------------------------------------------------
 
     # -- what they stand on -----------------------------------------------------------------------------------------
 

@@ -58,11 +58,11 @@ def test_frechet_of_known_gaussians() -> None:
 def test_bootstrap_intervals_cover_95_percent() -> None:
     rng, hits, runs = RNG(3), 0, 400
     for run in range(runs):
-        before = rng.normal(30, 3, 80)
-        after = before + rng.exponential(2.0, 80)  # skewed, as losses of decibels are; truth: 2
+        before = rng.normal(30, 3, 300)
+        after = before + rng.exponential(2.0, 300)  # skewed, as losses of decibels are; truth: 2
         low, high = mean_difference(before, after, seed=run).ci
         hits += low <= 2.0 <= high
-    assert 0.91 <= hits / runs <= 0.98  # the percentile interval is a little short for skewed numbers
+    assert 0.93 <= hits / runs <= 0.97
     assert mean_estimate([]).to_dict() == {"value": None, "n": 0, "ci": [None, None]}
 
 
