@@ -43,7 +43,22 @@ def _run(args: argparse.Namespace) -> int:
     summary = run_isic(config, out, verbose=args.verbose)
     print(table(summary))
     print(f"report: {write_report(out)}")
-    return PROBLEM if summary["status"] == "degraded" else OK
+    degraded = summary["status"] == "degraded"
+    if summary["quarantined"]["rows"]:
+        print(_quarantine_note(summary["quarantined"], out, degraded))
+    return PROBLEM if degraded else OK
+
+
+def _quarantine_note(lost: dict[str, Any], out: str, degraded: bool) -> str:
+    first, count = next(iter(lost["errors"].items()))
+    text = f"{lost['rows']:,} rows ({lost['share']:.1%} of the pictures) were set aside in {out}/quarantine; "
+    text += f"{count:,} of them like this: {first}."
+    if degraded:
+        text += (
+            "\nThe run is degraded: mend the cause and give another --out to draw them again, or accept the loss by "
+        )
+        text += "raising execution.quarantine_share and giving the same command again."
+    return text
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from isic_ray.commands.running import _quarantine_note
 from isic_ray.config import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution import shard_worker
@@ -199,6 +200,9 @@ def test_above_the_share_a_run_ends_degraded_and_says_so(
     assert summary["quarantined"]["share"] == pytest.approx(1 / 16, abs=1e-5)
     assert "no readable answer" in next(iter(summary["quarantined"]["errors"]))
     assert table(summary)
+    note = _quarantine_note(summary["quarantined"], "runs/x", status == "degraded")
+    assert "1 rows (6.2% of the pictures) were set aside in runs/x/quarantine" in note
+    assert ("raising execution.quarantine_share" in note) == (status == "degraded")
     assert run.verify() == []
 
 
