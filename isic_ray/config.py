@@ -139,12 +139,11 @@ class FinetuneConfig:
     steps: int = 80  # optimiser steps a round; 0 skips the step
     batch_size: int = 20  # pictures a step, over all workers
     learning_rate: float = 0.04  # of Adam at the first step of a round; falls to 0 over the round
-    regulariser: float = 0.05  # weight of ||delta||^2 / rows
+    regulariser: float = 0.3  # weight of ||delta||^2 / rows; pair: each row by its benign uses per harmful one
     target: str = "pair"  # safe (paper: safe tokens drawn as before) | pair (harmful tokens drawn as the safe picture)
-    loss: str = "features"  # pixels | features (pair: distance in what the model's own vision tower sees)
-    benign_share: float = 0.5  # pair: share of a batch that is safe and benign pictures, to be drawn as before
-    min_log_odds: float = 0.2  # pair: rows the delta may move are this much likelier in harmful pictures
-    min_count: float = 3.0  # pair: ... and have this many harmful uses
+    loss: str = "auto"  # pair: distance in pixels | features (of the model's own vision tower) | auto (those if it has)
+    benign_share: float = 0.6  # pair: share of a batch that is safe and benign pictures, to be drawn as before
+    min_count: float = 3.0  # pair: harmful uses that a row needs before the delta may move it
     workers: int = 1  # data-parallel workers
     zero_stage: int = 0  # DeepSpeed ZeRO 0-3
     gpu: bool = False  # nccl on GPUs instead of gloo on CPUs
@@ -158,7 +157,7 @@ class FinetuneConfig:
         check.that(0 < self.learning_rate < float("inf"), "finetune.learning_rate", self.learning_rate, "above 0")
         check.least("finetune.regulariser", self.regulariser, 0)
         check.choice("finetune.target", self.target, ("safe", "pair"))
-        check.choice("finetune.loss", self.loss, ("pixels", "features"))
+        check.choice("finetune.loss", self.loss, ("auto", "pixels", "features"))
         check.that(0 < self.benign_share < 1, "finetune.benign_share", self.benign_share, "between 0 and 1")
         check.least("finetune.min_count", self.min_count, 0)
         check.that(self.zero_stage in (0, 1, 2, 3), "finetune.zero_stage", self.zero_stage, "0, 1, 2 or 3")

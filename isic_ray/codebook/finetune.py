@@ -33,7 +33,8 @@ class HarmlessDelta(nn.Module):
     """The trainable table: ``forward() -> E″ [K,d]`` float32, with the one parameter ``delta`` Δ ``[R,d]``.
 
     Args: ``edited`` E′ ``[K,d]``; ``basis`` V ``[d,k]`` or None for no projection; ``trainable`` bool ``[K]``, the
-    mask m of rows that Δ may move (None: all); ``normalised`` if the family ignores norms.
+    mask m of rows that Δ may move (None: all); ``normalised`` if the family ignores norms; ``price`` ``[K]``, what
+    moving each row costs in `regulariser` (None: 1 each).
 
     In normalised families Δ moves unit rows, and each sum is scaled back to the norm of its row of E′: the learning
     rate then means the same whatever the norms, and no step is lost on a direction that decoding ignores. Rows of zeros
@@ -44,9 +45,15 @@ class HarmlessDelta(nn.Module):
     basis: Tensor | None
     moved: Tensor
     scale: Tensor
+    price: Tensor
 
     def __init__(
-        self, edited: Tensor, basis: Tensor | None, trainable: Tensor | None = None, normalised: bool = False
+        self,
+        edited: Tensor,
+        basis: Tensor | None,
+        trainable: Tensor | None = None,
+        normalised: bool = False,
+        price: Tensor | None = None,
     ) -> None:
         super().__init__()
         size, width = edited.shape
@@ -66,6 +73,7 @@ class HarmlessDelta(nn.Module):
         self.register_buffer("basis", None if basis is None else basis.detach().to(edited))
         self.register_buffer("moved", moved)  # [R] int64
         self.register_buffer("scale", scale)  # [R,1]
+        self.register_buffer("price", scale.new_ones(len(moved)) if price is None else price.to(scale)[moved])  # [R]
 
     def forward(self) -> Tensor:
         """E″ ``[K,d]``, differentiable in Δ."""
@@ -95,9 +103,13 @@ def reconstruction(pixels: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (difference.abs().mean() + difference.square().mean())
 
 
-def regulariser(movement: Tensor) -> Tensor:
-    """‖movement‖² / R of a movement ``[R,d]``, that is ‖Δ (I - V Vᵀ)‖² / R; 0 when no row is trainable."""
-    return movement.square().sum() / max(1, len(movement))
+def regulariser(movement: Tensor, price: Tensor | None = None) -> Tensor:
+    """Σ_r price_r ‖movement_r‖² / R of a movement ``[R,d]`` and prices ``[R]`` (None: 1 each); 0 when R is 0.
+
+    With prices of 1 that is ‖Δ (I - V Vᵀ)‖² / R.
+    """
+    squares = movement.square().sum(dim=1)
+    return (squares if price is None else price * squares).sum() / max(1, len(movement))
 
 
 def feature_difference(seen: Tensor, wanted: Tensor) -> Tensor:
@@ -130,4 +142,4 @@ def loss(
         with torch.no_grad():
             wanted = perceiver(target_pixels)
         distance = feature_difference(perceiver(pixels), wanted)
-    return distance + weight * regulariser(inner.movement(codebook))
+    return distance + weight * regulariser(inner.movement(codebook), inner.price)

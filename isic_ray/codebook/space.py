@@ -206,6 +206,13 @@ class UsageCounts:
         )
         return torch.log(harmful / torch.maximum(safe, benign))
 
+    def price(self, smoothing: float = 1.0, limit: float = 20.0) -> Tensor:
+        """float64 ``[K]``: (safe + benign uses) / harmful uses, smoothed, at most ``limit``.
+
+        What it costs the benign pictures to move a row, for what that can do to the harmful ones: a soft gate.
+        """
+        return ((self.safe + self.benign + smoothing) / (self.harmful + smoothing)).clamp(max=limit)
+
 
 @dataclass
 class Alignment:

@@ -11,7 +11,6 @@ import torch
 
 from isic_ray import metrics
 from isic_ray.codebook import ArtifactMeta, Edit, SafeCodebook, build_edit, table_digest
-from isic_ray.codebook.edit import select_rows
 from isic_ray.codebook.space import UsageCounts
 from isic_ray.config import EditConfig, RunConfig
 from isic_ray.errors import UserError
@@ -288,7 +287,7 @@ class IsicLoop:
         )
 
     def finetune(self, edit: Edit, best: Best, number: int) -> torch.Tensor:
-        """E″: the edit with its Δ. Target "safe" keeps to the harmless space; "pair" to rows that mostly draw harm."""
+        """E″: the edit with its Δ. Target "safe" keeps to the harmless space; "pair" prefers rows that draw harm."""
         stage, finetune = f"round {number}: fine-tune", self.config.finetune
         seed = self.config.sampling.seed + number
         if finetune.target == "safe":
@@ -300,10 +299,8 @@ class IsicLoop:
         harmful, keep = self.harmful_rows(history), self.safe_rows(history)
         usage = UsageCounts.empty(len(edit.codebook))
         usage.add(torch.tensor(harmful.tokens), torch.tensor(harmful.targets), self.benign_tokens())
-        trainable = select_rows(
-            usage.log_odds(self.config.edit.smoothing), usage.harmful, finetune.min_log_odds, finetune.min_count
-        )
-        job = DeltaJob(edit.codebook, None, trainable, finetune.loss)
+        price = usage.price(self.config.edit.smoothing)
+        job = DeltaJob(edit.codebook, None, usage.harmful >= finetune.min_count, finetune.loss, price)
         return self.train([job], pair_rows(harmful, keep, finetune, seed), stage)[0]
 
     def harmful_rows(self, history: list[Evidence]) -> Weighted:

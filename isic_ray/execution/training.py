@@ -24,15 +24,17 @@ _HARMLESS = 1e-5  # largest component that a trained delta may have in the harmf
 
 @dataclass(frozen=True)
 class DeltaJob:
-    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all), the loss's name."""
+    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all), the loss's name, and
+    what moving a row costs ``[K]`` (None: 1 each)."""
 
     edited: torch.Tensor
     basis: torch.Tensor | None
     trainable: torch.Tensor | None
     loss: str = "pixels"
+    price: torch.Tensor | None = None
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {"edited": self.edited, "basis": self.basis, "trainable": self.trainable}
+        tensors = {"edited": self.edited, "basis": self.basis, "trainable": self.trainable, "price": self.price}
         return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
 
     def key(self, data: np.ndarray, finetune: FinetuneConfig) -> str:
@@ -157,17 +159,19 @@ def _train(loop: dict[str, Any]) -> None:
     shard = ray.train.get_dataset_shard("rows")
     run = Run.open(loop["uri"])
     for name, kind, tensors in loop["jobs"]:
-        perceiver = _perceiver(model, device) if kind == "features" else None
+        perceiver = _perceiver(model, kind, device)
         table = _train_one(config.finetune, load(tensors), base, renderer, perceiver, shard, device, model.normalised)
         if ray.train.get_context().get_world_rank() == 0:
             run.put_blob(name, save({"table": table}))
     ray.train.report({})
 
 
-def _perceiver(model: UnifiedModel, device: torch.device) -> Perceiver:
-    if not isinstance(model, SeesPixels):
+def _perceiver(model: UnifiedModel, loss: str, device: torch.device) -> Perceiver | None:
+    if loss != "pixels" and isinstance(model, SeesPixels):
+        return model.perceiver().to(device)
+    if loss == "features":
         raise UserError(f"the {model.family} family has no vision tower to train through; set finetune.loss: pixels")
-    return model.perceiver().to(device)
+    return None
 
 
 def _train_one(
@@ -185,7 +189,8 @@ def _train_one(
     from isic_ray.execution.deepspeed import gathered, initialise
 
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    module = HarmlessDelta(job["edited"].to(device), job.get("basis"), job.get("trainable"), normalised).to(device)
+    edited, basis = job["edited"].to(device), job.get("basis")
+    module = HarmlessDelta(edited, basis, job.get("trainable"), normalised, job.get("price")).to(device)
     optimiser = torch.optim.Adam(module.parameters(), lr=finetune.learning_rate)
     engine = initialise(module, optimiser, batch_size=finetune.batch_size // world, zero_stage=finetune.zero_stage)
     batches = shard.iter_torch_batches(batch_size=finetune.batch_size, drop_last=True, device=device)

@@ -156,3 +156,30 @@ def test_misfits_are_refused() -> None:
         HarmlessDelta(torch.zeros(4, 6), None, torch.zeros(5).bool())
     with pytest.raises(TypeError, match="HarmlessDelta"):
         loss(LinearRenderer(6, False), Wrapper(torch.nn.Identity()), torch.zeros(1, 4), torch.zeros(1), 0.0)
+
+
+def test_dear_rows_move_less() -> None:
+    """The price is a soft gate: of two rows that would help as much, the dearer one stays nearer its place."""
+    base = tables(3)[0]
+    price = torch.ones(len(base))
+    price[1] = 20.0
+    module = HarmlessDelta(base, None, price=price)
+    renderer = LinearRenderer(6, normalised=False)
+    tokens = torch.tensor([[0, 1]])
+    with torch.no_grad():
+        target = renderer(tokens, base + 1.0)
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(60):
+        value = loss(renderer, module, tokens, target, 0.5)
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+    moved = (module.table() - base).norm(dim=1)
+    assert moved[1] < 0.5 * moved[0]
+    assert not moved[2:].any()
+
+
+def test_the_regulariser_weighs_rows_by_price() -> None:
+    movement = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    assert regulariser(movement).item() == 13.0
+    assert regulariser(movement, torch.tensor([2.0, 10.0])).item() == 30.0

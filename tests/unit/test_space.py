@@ -183,3 +183,11 @@ def test_rows_are_what_the_decoder_sees() -> None:
     table = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     assert torch.equal(rows(table, normalised=False), table)
     torch.testing.assert_close(rows(table, normalised=True), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_a_row_is_dear_when_benign_pictures_use_it_and_cheap_when_only_harm_does() -> None:
+    usage = UsageCounts.empty(4).add(
+        torch.tensor([[0, 0, 0, 1]]), torch.tensor([[1, 2]]), torch.tensor([[1, 1, 3, 3]] * 20)
+    )
+    price = usage.price()
+    assert price.tolist() == [0.25, 20.0, 2.0, 20.0]
