@@ -34,7 +34,7 @@ _LIKE_URI = re.compile(r"[A-Za-z0-9+]+:/")  # also catches the typing error s3:/
 _TRANSIENT_CODES = frozenset({"SlowDown", "RequestTimeout", "OperationAborted", "XAmzContentSHA256Mismatch"})
 _TRANSIENT_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH})
 _TRANSIENT_TYPES = re.compile(  # of botocore and aiohttp, by name: importing them costs half a second
-    "ConnectionError|TimeoutError|HTTPClientError|ClientPayloadError|IncompleteReadError|ResponseParserError"
+    "ConnectionError|TimeoutError|HTTPClientError|ClientConnectionError|ClientPayloadError|IncompleteReadError|ResponseParserError"
 )
 
 
