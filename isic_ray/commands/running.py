@@ -55,9 +55,9 @@ def _quarantine_note(lost: dict[str, Any], out: str, degraded: bool) -> str:
     text += f"{count:,} of them like this: {first}."
     if degraded:
         text += (
-            "\nThe run is degraded: mend the cause and give another --out to draw them again, or accept the loss by "
+            "\nThe run is degraded: mend the cause and give another --out to draw them again, or accept the loss: "
         )
-        text += "raising execution.quarantine_share and giving the same command again."
+        text += "raise execution.quarantine_share and give the same command again."
     return text
 
 

@@ -202,7 +202,7 @@ def test_above_the_share_a_run_ends_degraded_and_says_so(
     assert table(summary)
     note = _quarantine_note(summary["quarantined"], "runs/x", status == "degraded")
     assert "1 rows (6.2% of the pictures) were set aside in runs/x/quarantine" in note
-    assert ("raising execution.quarantine_share" in note) == (status == "degraded")
+    assert ("raise execution.quarantine_share" in note) == (status == "degraded")
     assert run.verify() == []
 
 
