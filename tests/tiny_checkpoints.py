@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -18,10 +19,13 @@ from transformers import (
     Emu3ForConditionalGeneration,
     Emu3Processor,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     T5Config,
     T5EncoderModel,
 )
@@ -383,3 +387,122 @@ def llava(directory: Path, seed: int = 0, template: bool = True) -> Path:
     )
     livelier(LlavaForConditionalGeneration(config), seed).save_pretrained(directory)
     return directory
+
+
+VILAU_CODES, VILAU_SIDE, VILAU_DEPTH = 32, 4, 3
+
+
+def vila_u(directory: Path, seed: int = 0) -> Path:
+    """Pictures of 32 x 32 pixels in 4 x 4 positions of 3 tokens, in the published layout of three directories."""
+    generator, width, code, depth_width = torch.Generator().manual_seed(seed), 64, 32, 48
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    words = tokenizer(["<unk>", "<s>", "</s>", "<im_start>", "<im_end>"], WORDS, **named)
+    words.save_pretrained(directory / "llm")
+    llm = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    livelier(LlamaForCausalLM(llm), seed).save_pretrained(directory / "llm")
+
+    eyes = SiglipVisionConfig(
+        hidden_size=code,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        vision_use_head=False,
+    )
+    tower = {
+        f"rqvaesiglip.siglip_model.vision_model.{name}": value
+        for name, value in livelier(SiglipVisionModel(eyes), seed).state_dict().items()
+    }
+    ddconfig = {
+        "ch": 32,
+        "out_ch": 3,
+        "ch_mult": [1, 1, 1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+        "in_channels": 3,
+        "resolution": 32,
+        "z_channels": 32,
+    }
+    vq = ChameleonVQVAEConfig(latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 2], num_res_blocks=1)
+    decoder = livelier(TamingDecoder(vq), seed + 1)
+    tower |= {f"rqvaesiglip.decoder.{name}": value for name, value in decoder.state_dict().items()}
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * 1.4 / shape[-1] ** 0.5
+
+    table = torch.randn(VILAU_CODES + 1, code, generator=generator)
+    table[-1] = 0  # the padding row
+    tower |= {f"rqvaesiglip.quantizer.codebooks.{depth}.weight": table.clone() for depth in range(VILAU_DEPTH)}
+    tower |= {
+        "rqvaesiglip.post_quant_conv.weight": random(32, code)[:, :, None, None],
+        **_bias("rqvaesiglip.post_quant_conv", 32),
+    }
+    shapes = {"in_mlp_1": (depth_width, code), "in_mlp_2": (depth_width, width)}
+    for block in range(2):
+        at = f"head_transformer.blocks.{block}"
+        shapes |= {f"{at}.attn.{name}": (depth_width, depth_width) for name in ("key", "query", "value", "proj")}
+        shapes |= {f"{at}.mlp.0": (4 * depth_width, depth_width), f"{at}.mlp.2": (depth_width, 4 * depth_width)}
+        for norm in ("ln1", "ln2"):
+            tower |= {
+                f"rqtransformer.{at}.{norm}.weight": torch.ones(depth_width),
+                **_bias(f"rqtransformer.{at}.{norm}", depth_width),
+            }
+    shapes["classifier_mlp.linear"] = (VILAU_CODES, depth_width)
+    tower |= {"rqtransformer.classifier_mlp.layer_norm.weight": torch.ones(depth_width)}
+    tower |= _bias("rqtransformer.classifier_mlp.layer_norm", depth_width)
+    for name, shape in shapes.items():
+        tower |= {f"rqtransformer.{name}.weight": random(*shape), **_bias(f"rqtransformer.{name}", shape[0])}
+    tower["rqtransformer.pos_emb_d"] = torch.randn(1, VILAU_DEPTH, depth_width, generator=generator)
+    write_safetensors(tower, directory / "vision_tower" / "model.safetensors")
+    write_json(
+        directory / "vision_tower" / "config.json",
+        {
+            "model_type": "rqvaesigliptransformer_model",
+            "hidden_size": code,
+            "rqvaesiglip": {
+                "embed_dim": code,
+                "n_embed": VILAU_CODES,
+                "latent_shape": [VILAU_SIDE, VILAU_SIDE, code],
+                "code_shape": [VILAU_SIDE, VILAU_SIDE, VILAU_DEPTH],
+                "shared_codebook": True,
+                "ddconfig": ddconfig,
+                "decoder_latent_shape": None,
+                "vision_heads": 2,
+            },
+            "rqtransformer": {
+                "block_size": [VILAU_SIDE, VILAU_SIDE, VILAU_DEPTH],
+                "input_embed_dim_1": code,
+                "input_embed_dim_2": width,
+                "embed_dim": depth_width,
+                "vocab_size": VILAU_CODES,
+                "head": {"n_layer": 2, "block": {"n_head": 4}},
+            },
+        },
+    )
+    projector = {"layers.0.weight": random(width, code), **_bias("layers.0", width)}
+    projector |= {"layers.2.weight": random(width, width), **_bias("layers.2", width)}
+    write_safetensors(projector, directory / "mm_projector" / "model.safetensors")
+    write_json(directory / "mm_projector" / "config.json", {"mm_projector_type": "mlp2x_gelu"})
+    write_json(directory / "config.json", {"model_type": "vila_u_llama"})
+    return directory
+
+
+def _bias(name: str, width: int) -> dict[str, Tensor]:
+    return {f"{name}.bias": 0.1 * torch.randn(width, generator=torch.Generator().manual_seed(width))}
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))

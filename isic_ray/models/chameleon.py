@@ -8,16 +8,13 @@ drawn as published: only picture words are allowed, and guidance contrasts the p
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import ChameleonForConditionalGeneration, ChameleonProcessor, JanusVQVAEConfig
-from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
+from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
@@ -33,6 +30,7 @@ from isic_ray.models.checkpoints import (
 from isic_ray.models.conversion import write_safetensors
 from isic_ray.models.decoding import StockNetwork
 from isic_ray.models.vocabulary import VocabularyModel
+from isic_ray.models.vqgan import build_decoder
 
 VQGAN = "vqgan.safetensors"
 
@@ -167,37 +165,6 @@ def read_decoder(directory: Path) -> dict[str, Tensor]:
             f"published Chameleon or Anole, and run `isic convert vqgan.ckpt --to {beside}`"
         )
     return inside
-
-
-def build_decoder(config: Any, published: dict[str, Tensor]) -> nn.Module:
-    """transformers' Janus decoder with a Chameleon VQGAN's weights. Raises UserError when they do not fit."""
-    levels = len(config.channel_multiplier)
-    lowest, attended = config.resolution // 2 ** (levels - 1), set(config.attn_resolutions or ())
-    if attended - {lowest}:
-        raise UserError(f"a picture decoder with attention at resolutions {sorted(attended)} is not known")
-    decoder: Any = JanusVQVAEDecoder(
-        JanusVQVAEConfig(
-            latent_channels=config.latent_channels,
-            base_channels=config.base_channels,
-            channel_multiplier=list(config.channel_multiplier),
-            num_res_blocks=config.num_res_blocks,
-            dropout=config.dropout,
-        )
-    )
-    if not attended:
-        decoder.up[0].attn = nn.ModuleList()
-    # The published file counts levels from the highest resolution, transformers from the lowest.
-    renamed = {
-        re.sub(r"^up\.(\d+)", lambda level: f"up.{levels - 1 - int(level[1])}", name.removeprefix("decoder.")): tensor
-        for name, tensor in published.items()
-    }
-    try:
-        decoder.load_state_dict(renamed)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split("\n")[1:2]).strip()
-        raise UserError(f"the picture decoder does not fit vq_config: {problem}") from error
-    module: nn.Module = decoder
-    return module
 
 
 def _matching(path: Path, mark: str) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a file that other processes see whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, {"format": "pt"})
     partial.replace(path)
 
 

@@ -48,6 +48,14 @@ FAMILIES = (
         judges=False,
         normalised=True,
     ),
+    Family(
+        name="vila-u",
+        adapter="isic_ray.models.vila_u:VilaUModel",
+        model_types=("vila_u_llama",),
+        checkpoints="mit-han-lab/vila-u-7b-256",
+        picture="256 x 256, 256 positions of 4 tokens",
+        tokens_depend_on_codebook=True,
+    ),
 )
 REFUSED = {
     "showo": "its tokenizer quantises by sign (lookup-free), so there is no codebook table to edit",
