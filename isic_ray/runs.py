@@ -17,7 +17,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -157,9 +157,15 @@ class Run:
         done = set(self.store.list(f"commits/{_name(stage)}"))
         return [shard for shard in planned if _commit_key(stage, shard) not in done]
 
-    def read(self, stage: str, kind: type[T]) -> list[T]:
-        """All committed rows of a stage, in the shards' order. Raises `Damaged`; ValueError if of another kind."""
-        commits = self.committed(stage).values()
+    def read(self, stage: str, kind: type[T], shards: Sequence[str] | None = None) -> list[T]:
+        """All committed rows of a stage, in the shards' order; or those of ``shards``, without a listing.
+
+        Raises `Damaged`; FileNotFoundError when one of ``shards`` is not committed; ValueError if of another kind.
+        """
+        if shards is None:
+            commits = list(self.committed(stage).values())
+        else:
+            commits = list(self.store.each(self._read_commit, [_commit_key(stage, shard) for shard in shards]))
         return [row for rows in self.store.each(lambda commit: self._rows(commit, kind), commits) for row in rows]
 
     def read_shard(self, stage: str, shard: str, kind: type[T]) -> list[T]:

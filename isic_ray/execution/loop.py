@@ -242,8 +242,9 @@ class IsicLoop:
         return [name for name in plan if name in lacking]
 
     def load(self) -> None:
-        self.samples = self.run_dir.read(TOKENS, Sample)
-        self.pairs = sorted(self.run_dir.read(PAIRS, Pair), key=lambda pair: pair.sample_id)
+        building = [shard.name for shard in self.shards if shard.role == UNSAFE and shard.split == BUILD]
+        self.samples = self.run_dir.read(TOKENS, Sample, [shard.name for shard in self.shards])
+        self.pairs = sorted(self.run_dir.read(PAIRS, Pair, building), key=lambda pair: pair.sample_id)
 
     def work(self, stage: str, units: list[Unit]) -> list[Record]:
         sizes = {shard.name: len(shard.cells) for shard in self.shards}

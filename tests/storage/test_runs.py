@@ -164,6 +164,16 @@ def test_pending_is_plan_minus_commits_and_reading_follows_the_shards(run: Run) 
         run.read("tokens", Verdict)
 
 
+def test_named_shards_are_read_without_a_listing(run: Run) -> None:
+    for shard in ("b", "a"):
+        run.commit("tokens", shard, SAMPLES[:2] if shard == "a" else SAMPLES[2:], Sample)
+    run.store.list = lambda _: []  # type: ignore[method-assign]
+    assert run.read("tokens", Sample, ["a", "b"]) == SAMPLES
+    assert run.read("tokens", Sample, ["b"]) == SAMPLES[2:]
+    with pytest.raises(FileNotFoundError, match=r"commits/tokens/c\.json"):
+        run.read("tokens", Sample, ["a", "c"])
+
+
 def test_equal_rows_give_equal_bytes_and_one_object(run: Run) -> None:
     first = run.commit("tokens", "0", SAMPLES, Sample)
     again = Run.open(run.store.uri).commit("tokens", "0", [replace(row) for row in SAMPLES], Sample)
