@@ -30,9 +30,6 @@ class Choice:
     def ends(self) -> tuple[Any, ...]:
         return self.values
 
-    def __contains__(self, value: Any) -> bool:
-        return value in self.values
-
 
 @dataclass(frozen=True)
 class Between:
@@ -45,9 +42,6 @@ class Between:
     @property
     def ends(self) -> tuple[float, float]:
         return self.low, self.high
-
-    def __contains__(self, value: Any) -> bool:
-        return self.low <= float(value) <= self.high
 
 
 @dataclass(frozen=True)
@@ -76,13 +70,16 @@ class SweepConfig:
             for value in domain.ends:
                 self.at({key: value})  # raises UserError for what no run would accept
         for key, value in self.first().items():
-            if value not in self.domain(key):
-                raise UserError(f"space.{key} leaves out {value!r}, the value that {self.config} starts from; add it.")
+            domain = self.space[key]
+            if isinstance(domain, Between) and (not isinstance(value, int | float) or (domain.log and value <= 0)):
+                raise UserError(f"space.{key} cannot hold {value!r}, the value that {self.config} starts from.")
 
     def domain(self, key: str) -> Choice | Between:
-        """The values of a key; a list always has the value that the trials start from."""
+        """The values of a key; they always include the one that the trials start from."""
         found, value = self.space[key], self.first()[key]
-        return Choice((*found.values, value)) if isinstance(found, Choice) and value not in found.values else found
+        if isinstance(found, Choice):
+            return found if value in found.values else Choice((*found.values, value))
+        return Between(min(found.low, value), max(found.high, value), found.log)
 
     def start(self) -> RunConfig:
         """What the trials start from; without arms, which would be the same for many of them."""
