@@ -54,9 +54,7 @@ def _quarantine_note(lost: dict[str, Any], out: str, degraded: bool) -> str:
     text = f"{lost['rows']:,} rows ({lost['share']:.1%} of the pictures) were set aside in {out}/quarantine; "
     text += f"{count:,} of them like this: {first}."
     if degraded:
-        text += (
-            "\nThe run is degraded: mend the cause and give another --out to draw them again, or accept the loss: "
-        )
+        text += "\nThe run is degraded: mend the cause and give another --out to draw them again, or accept the loss: "
         text += "raise execution.quarantine_share and give the same command again."
     return text
 
