@@ -9,6 +9,8 @@ import tempfile
 import time
 from typing import Any
 
+from ray import tune
+
 from isic_ray.config import RunConfig, load_config, to_yaml
 from isic_ray.errors import UserError
 from isic_ray.execution.cluster import be_patient, connected
@@ -95,15 +97,6 @@ def search(sweep: SweepConfig, out: str, actors: list[Any], progress: Progress) 
     Tune's own experiment state is scratch: a search that is started again asks for the same points, and finds what
     each has already done in its run.
     """
-    from ray import tune
-
-    class Watch(tune.Callback):  # type: ignore[misc]
-        def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
-            progress.advance(1)
-
-        def on_trial_error(self, *args: Any, **kwargs: Any) -> None:
-            progress.advance(1)
-
     trainable = tune.with_parameters(_try, sweep=sweep, out=out, actors=actors)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _DRIVER),
@@ -115,16 +108,30 @@ def search(sweep: SweepConfig, out: str, actors: list[Any], progress: Progress) 
             **_searcher(sweep),
         ),
         run_config=tune.RunConfig(
-            name="sweep", storage_path=tempfile.mkdtemp(prefix="isic-tune-"), verbose=0, callbacks=[Watch()]
+            name="sweep", storage_path=tempfile.mkdtemp(prefix="isic-tune-"), verbose=0, callbacks=[_Watch(progress)]
         ),
     )
     return [_record(sweep, number, result) for number, result in enumerate(tuner.fit())]
 
 
+class _Watch(tune.Callback):  # type: ignore[misc]
+    """Shows trials that end. Tune pickles its callbacks beside its state; a terminal cannot be, and need not."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
+        self._progress.advance(1)
+
+    def on_trial_error(self, *args: Any, **kwargs: Any) -> None:
+        self._progress.advance(1)
+
+
 def _try(point: Point, sweep: SweepConfig, out: str, actors: list[Any]) -> None:
     """One trial, as Tune calls it."""
-    from ray import tune
-
     be_patient(sweep.start().execution)
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
@@ -139,8 +146,6 @@ def _report(outcome: Record, started: float, point: Point, tell: Any) -> None:
 
 
 def _space(sweep: SweepConfig) -> dict[str, Any]:
-    from ray import tune
-
     def domain(key: str) -> Any:
         found = sweep.domain(key)
         if isinstance(found, Between):
