@@ -16,10 +16,12 @@ import sys
 import time
 from pathlib import Path
 
+import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 WORKING_DIR = Path(__file__).parents[1]
 STOPPED, REFUSED = 130, 2
+TRIES, PAUSE_S = 6, 5.0
 # Time for the driver to say what is kept, before Ray kills it (its default is 3 s).
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}
 
@@ -29,19 +31,35 @@ def main() -> int:
     parser.add_argument("--id", required=True, help="submission id, the key of this piece of work")
     parser.add_argument("job", nargs="+", help="jobs/NAME.py and its arguments, behind --")
     options = parser.parse_args()
-    client = JobSubmissionClient()
     entrypoint = f"python {shlex.join(options.job)}"
-    found = next((job for job in client.list_jobs() if job.submission_id == options.id), None)
-    if found and found.entrypoint != entrypoint:
-        print(f"submit: {options.id} is another job ({found.entrypoint}); give another --id", file=sys.stderr)
+    for attempt in range(TRIES):
+        try:
+            client = JobSubmissionClient()
+            other = submit(client, options.id, entrypoint)
+            break
+        except (ConnectionError, requests.ConnectionError) as error:  # if only the reply was lost, the id is found next
+            if attempt == TRIES - 1:
+                print(f"submit: the job server does not answer: {error}", file=sys.stderr)
+                return REFUSED
+            time.sleep(PAUSE_S)
+    if other:
+        print(f"submit: {options.id} is another job ({other}); give another --id", file=sys.stderr)
         return REFUSED
+    return follow(client, options.id)
+
+
+def submit(client: JobSubmissionClient, submission_id: str, entrypoint: str) -> str:
+    """Sees to it that the job runs or has succeeded; returns the entry point of another job of that id, or ""."""
+    found = next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
+    if found and found.entrypoint != entrypoint:
+        return str(found.entrypoint)
     if found and found.status in (JobStatus.STOPPED, JobStatus.FAILED):
-        client.delete_job(options.id)
+        client.delete_job(submission_id)
         found = None
     if not found:
         environment = {"working_dir": str(WORKING_DIR), "env_vars": ENVIRONMENT}
-        client.submit_job(entrypoint=entrypoint, submission_id=options.id, runtime_env=environment)
-    return follow(client, options.id)
+        client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment)
+    return ""
 
 
 def follow(client: JobSubmissionClient, submission_id: str) -> int:
