@@ -88,8 +88,21 @@ class ShardWorker:
         A sample that touches no row in which the two differ gives the same picture: its verdicts are copied, so that
         the stage is whole. A sample that has none under ``known`` is judged.
         """
-        samples = self.run.read_shard(TOKENS, name, Sample)
+        samples = self._samples_under(name, digest)
         return self._judge_shard(name, samples, digest, known or self.base_digest, verdict_stage)
+
+    def _samples_under(self, name: str, digest: str) -> list[Sample]:
+        """A shard's samples under a codebook, drawn anew from the same seeds where a table changes what is drawn."""
+        samples = self.run.read_shard(TOKENS, name, Sample)
+        if digest == self.base_digest or not self.model.tokens_depend_on_codebook:
+            return samples
+        stage = f"{TOKENS}-{digest[:12]}"
+        if name not in self.run.committed(stage):
+            self._table(digest)  # read before the work: an unreadable store is not the rows' fault
+            attempt = Attempt.begin(self.run, stage, name)
+            rows, poison = isolate(attempt, samples, _sample_id, lambda part: self._redraw(part, digest))
+            attempt.commit(rows, Sample, poison)
+        return self.run.read_shard(stage, name, Sample)
 
     def _judge_shard(
         self, name: str, samples: Sequence[Sample], digest: str, known: str, stage_of: Callable[[str], str]
@@ -136,11 +149,20 @@ class ShardWorker:
             for (prompt, index), seed, row in zip(cells, seeds, tokens.tolist(), strict=True)
         ]
 
-    def _draw_tokens(self, texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+    def _redraw(self, samples: Sequence[Sample], digest: str) -> list[Sample]:
+        texts = [self.prompts[sample.prompt_id].text for sample in samples]
+        tokens = self._draw_tokens(texts, [sample.seed for sample in samples], self._table(digest))
+        return [replace(sample, tokens=tuple(row)) for sample, row in zip(samples, tokens.tolist(), strict=True)]
+
+    def _draw_tokens(
+        self, texts: Sequence[str], seeds: Sequence[int], table: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Tokens ``[B,N]``; ``table`` is for families whose tokens depend on it."""
         sampling, size = self.config.sampling, self.config.execution.batch_size
         settings = SamplingSettings(sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p)
+        under = () if table is None else (table,)
         parts = [
-            self.model.sample(texts[start : start + size], seeds[start : start + size], settings)
+            self.model.sample(texts[start : start + size], seeds[start : start + size], settings, *under)
             for start in range(0, len(texts), size)
         ]
         tokens = torch.cat(parts)

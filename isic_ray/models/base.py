@@ -103,7 +103,8 @@ class UnifiedModel(Protocol):
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
         """Visual tokens int32 ``[B,N]``, on CPU.
 
-        Row i depends on (prompts[i], seeds[i], settings) alone, never on the batch.
+        Row i depends on (prompts[i], seeds[i], settings) alone, never on the batch. Where ``tokens_depend_on_codebook``
+        a fourth argument is the table to draw under (None: the base table).
         """
         ...
 

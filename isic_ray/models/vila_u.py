@@ -129,11 +129,18 @@ class VilaUModel(VisualAdapter):
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings, codebook: Tensor | None = None
     ) -> Tensor:
-        """Visual tokens int32 ``[B,N*D]`` on CPU, drawn under ``codebook`` ``[K,d]`` (None: the base table)."""
+        """Visual tokens int32 ``[B,N*D]`` on CPU, drawn under ``codebook`` ``[K,d]`` (None: the base table).
+
+        Raises UserError for a prompt too long.
+        """
         table = self.codebook if codebook is None else codebook
         self._drawing = table.to(self.device, self.dtype)
         free = self._embed(self._ids(self._turn("") + f" {_IMAGE_START}"))
         given = [self._embed(self._ids(f"{self._turn(prompt.strip())} {_IMAGE_START}")) for prompt in prompts]
+        longest = self.model.config.max_position_embeddings - self.tokens_per_image // self._depth
+        for prompt, words in zip(prompts, given, strict=True):
+            if len(words) > longest:
+                raise UserError(f"prompt {prompt[:60]!r}… has {len(words)} tokens; the model has room for {longest}")
         return self._sampler.draw(given, [free] * len(given), list(seeds), settings)
 
     def _step(self, hidden: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
@@ -232,7 +239,7 @@ class VilaUPainter(Painter):
 
     def forward(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         """Pixels float ``[B,3,H,W]`` of tokens ``[B,N*D]`` under ``codebook`` ``[K,d]``."""
-        rows = F.embedding(tokens.long(), codebook).unflatten(1, (*self.grid, self.depth)).sum(3)  # [B,h,w,d]
+        rows = F.embedding(tokens.long(), codebook).view(len(tokens), *self.grid, self.depth, -1).sum(3)  # [B,h,w,d]
         latents = rows.permute(0, 3, 1, 2).contiguous()
         if self.latent_shape:
             latents = F.interpolate(latents.float(), tuple(self.latent_shape), mode="bilinear").to(rows.dtype)
@@ -268,7 +275,8 @@ class DepthTransformer(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Logits ``[R,K]`` of the next depth."""
         x = context + self.pos_emb_d[:, : context.shape[1]]
-        for block in self.head_transformer["blocks"]:  # type: ignore[union-attr]
+        blocks: Any = self.head_transformer["blocks"]
+        for block in blocks:
             x = block(x)
         logits: Tensor = self.classifier_mlp["linear"](self.classifier_mlp["layer_norm"](x[:, -1]))
         return logits
