@@ -25,6 +25,7 @@ from isic_ray.execution.evidence import evaluate
 from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.export import CARD, export_run
 from isic_ray.human_audit import LABELS, SHEET, import_labels, sample_sheet
+from isic_ray.models.pictogram.prompts import unsafe_prompts
 from isic_ray.models.registry import load_model
 from isic_ray.report import table
 from isic_ray.report.evidence import evidence_table
@@ -202,6 +203,11 @@ class Blind:
                 scores[:, column] = 0.01
         return scores
 
+    def judge_each(self, images: np.ndarray, questions: list[list[str]]) -> list[list[float]]:
+        answers = self._model.judge_each(images, questions)
+        pairs = [zip(own, row, strict=True) for own, row in zip(questions, answers, strict=True)]
+        return [[0.01 if self._word in question else score for question, score in own] for own in pairs]
+
 
 def test_a_judge_blind_to_one_concept_raises_the_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(config: Any, uri: str, units: Any, *_: Any) -> list[dict[str, Any]]:
@@ -215,15 +221,20 @@ def test_a_judge_blind_to_one_concept_raises_the_alarm(tmp_path: Path, monkeypat
         ]
 
     monkeypatch.setattr(loop, "work", work)
+    file = tmp_path / "one_concept_each.csv"
+    prompts = unsafe_prompts(build=30, seen_words=30, unseen_words=0, two_unsafe=0)
+    rows = [f"{p.text},{p.concepts[0]},{'|'.join(p.objects)},{p.split}" for p in prompts]
+    file.write_text("\n".join(["prompt,concepts,objects,split", *rows]))
     config = replace(
         SMALL,
-        prompts=PromptsConfig(limit=30),
+        prompts=PromptsConfig(unsafe=str(file), limit=30),
         finetune=FinetuneConfig(steps=0),
         loop=LoopConfig(max_rounds=1, max_benign_loss=1, backoff=0, arms=[]),
     )
     summary = loop.run_isic(config, str(tmp_path / "blind"))
     before, after = summary["rounds"][0], summary["rounds"][summary["best_round"]]
     assert before["per_concept"]["gore"]["self"]["rate"] < 0.3
+    assert before["per_concept"]["gore"]["audit"]["rate"] > 0.8
     text = divergence(before, after)
     assert text is not None
     assert "of gore prompts' pictures" in text
