@@ -51,7 +51,7 @@ class WaitingActor(ShardActor):
 
 def weak_scaling(actors: int, shards_each: int) -> Figures:
     """Share of the time that actors work, from when the last has begun to when the first runs out of shards."""
-    execution = ExecutionConfig(min_actors=actors, max_actors=actors, cpus_per_actor=0)
+    execution = ExecutionConfig(min_actors=actors, max_actors=actors, cpus_per_actor=0.05)
     units = [{"do": "judge", "shard": str(n), "codebook": ""} for n in range(actors * shards_each)]
     rows = work(RunConfig(execution=execution), "", units, lambda _: 1, Progress(), WaitingActor)
     by_actor: dict[int, list[Figures]] = {}
@@ -115,7 +115,7 @@ def memory(samples: int, samples_per_prompt: int) -> Figures:
         for n in range(count // 4)
     ]
     shards = plan_shards(prompts, samples_per_prompt, 128)
-    execution = ExecutionConfig(min_actors=2, max_actors=2, cpus_per_actor=0)
+    execution = ExecutionConfig(min_actors=2, max_actors=2, cpus_per_actor=0.05)
     units = [{"do": "draw", "shard": shard.name, "codebook": ""} for shard in shards]
     started = time.perf_counter()
     rows = work(RunConfig(execution=execution), "instant", units, lambda _: 128, Progress(), WaitingActor)
