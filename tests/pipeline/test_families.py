@@ -82,7 +82,9 @@ def configure(folder: Path, case: Case) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize(
+    "family", ["emu3", "vila-u", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llamagen", "chameleon"))]
+)
 def test_the_whole_loop_runs(family: str, tmp_path: Path) -> None:
     case = CASES[family]
     config, out = configure(tmp_path, case), str(tmp_path / "run")
