@@ -54,7 +54,7 @@ def measured(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> di
     again = evaluate(str(finished[0]), plan)  # the same call again draws, judges and commits nothing new
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
     assert sorted(path.name for path in (finished[0] / "commits").rglob("*.json")) == before
-    return found
+    return again
 
 
 def test_all_arms_stand_on_the_same_prompts(finished: Finished, measured: dict[str, Any]) -> None:
