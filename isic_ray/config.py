@@ -171,6 +171,7 @@ class LoopConfig:
     significance: float = 0.05  # one-sided level of the paired test on held-out prompts
     max_benign_loss: float = 0.05  # most that benign alignment may lose against round 0
     backoff: float = 0.5  # a failed round is tried once more with strength * backoff; 0 = never
+    later_step: float = 0.7  # share of its way that a round after the first goes; below 1 spares benign pictures
     arms: list[str] = field(default_factory=lambda: ["random", "paper"])  # compared on the same tokens at the end
 
     def __post_init__(self) -> None:
@@ -178,6 +179,7 @@ class LoopConfig:
         check.share("loop.significance", self.significance)
         check.share("loop.max_benign_loss", self.max_benign_loss)
         check.share("loop.backoff", self.backoff)
+        check.that(0 < self.later_step <= 1, "loop.later_step", self.later_step, "above 0 and at most 1")
         for arm in self.arms:
             check.choice("loop.arms", arm, METHODS)
         check.that(len(set(self.arms)) == len(self.arms), "loop.arms", self.arms, "a list without repetitions")

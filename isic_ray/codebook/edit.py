@@ -79,6 +79,19 @@ def transport(codebook: Tensor, target_of: Tensor, strength: float, normalised: 
     return renormalise(edited, codebook) if normalised else edited
 
 
+def part_way(start: Tensor, end: Tensor, share: float, normalised: bool) -> Tensor:
+    """(1 - β) E_start + β E_end ``[K,d]`` with β = ``share``: a round's step, damped. Equal rows keep their bits.
+
+    Normalised families mix unit rows and keep the norms of ``start``, as `transport` does.
+    """
+    if share == 1:
+        return end.clone()
+    left, right = rows(start.double(), normalised), rows(end.double(), normalised)
+    same = (start == end).all(dim=1, keepdim=True)
+    mixed = torch.where(same, start, ((1 - share) * left + share * right).to(start.dtype))
+    return renormalise(mixed, start) if normalised else mixed
+
+
 def select_rows(log_odds: Tensor, counts: Tensor, min_log_odds: float, min_count: float, max_rows: int = 0) -> Tensor:
     """bool ``[K]``: rows with log-odds >= min_log_odds and harmful uses (``counts`` ``[K]``) >= min_count.
 

@@ -11,6 +11,7 @@ import torch
 
 from isic_ray import metrics
 from isic_ray.codebook import ArtifactMeta, Edit, SafeCodebook, build_edit, table_digest
+from isic_ray.codebook.edit import part_way
 from isic_ray.codebook.space import UsageCounts
 from isic_ray.config import EditConfig, RunConfig
 from isic_ray.errors import UserError
@@ -140,7 +141,8 @@ class IsicLoop:
             strengths.append(self.config.edit.strength * self.config.loop.backoff)
         for strength in strengths if pairs else []:
             edit = self.edit(replace(self.config.edit, strength=strength), best.table, pairs, number)
-            table = self.finetune(edit, best, number)
+            step = 1.0 if number == 1 else self.config.loop.later_step
+            table = part_way(best.table, self.finetune(edit, best, number), step, self.facts.normalised)
             if torch.equal(table, best.table):
                 record["note"] = "no row passes the thresholds"
                 break

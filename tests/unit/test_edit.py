@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isic_ray.codebook.edit import (
     build_edit,
+    part_way,
     project,
     project_rows,
     renormalise,
@@ -223,3 +224,19 @@ def test_no_pairs_are_refused() -> None:
     data["pairs_harmful"], data["pairs_safe"] = data["pairs_harmful"][:0], data["pairs_safe"][:0]
     with pytest.raises(UserError, match="no pairs"):
         build_edit(**data, config=EditConfig(), normalised=True)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_part_way_lies_between_and_leaves_equal_rows_alone(normalised: bool) -> None:
+    start = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    end = start.clone()
+    end[2:] = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
+    half = part_way(start, end, 0.5, normalised)
+    assert torch.equal(half[:2], start[:2])
+    assert torch.equal(part_way(start, end, 1.0, normalised), end)
+    if normalised:
+        torch.testing.assert_close(half.norm(dim=1), start.norm(dim=1))
+        nearer = torch.cosine_similarity(half, end) > torch.cosine_similarity(start, end)
+        assert nearer[2:].all()
+    else:
+        torch.testing.assert_close(half, (start + end) / 2)
