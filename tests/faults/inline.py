@@ -27,7 +27,7 @@ class Remembering:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.inner, name)
-        if name not in ("sample", "decode", "judge", "rewrite", "score"):
+        if name not in ("sample", "decode", "judge", "judge_each", "rewrite", "score"):
             return found
 
         def answer(*arguments: Any) -> Any:

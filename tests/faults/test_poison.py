@@ -53,8 +53,18 @@ class Poisoned:
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> torch.Tensor:
         scores: torch.Tensor = self.inner.judge(images, questions).clone()
         if self.bad_score is not None:
-            scores[[image[None].tobytes() in self.seen for image in images]] = self.bad_score
+            scores[[self.is_bad(image) for image in images]] = self.bad_score
         return scores
+
+    def judge_each(self, images: np.ndarray, questions: Sequence[Sequence[str]]) -> list[list[float]]:
+        answers: list[list[float]] = self.inner.judge_each(images, questions)
+        if self.bad_score is None:
+            return answers
+        bad = self.bad_score
+        return [[bad] * len(row) if self.is_bad(i) else row for i, row in zip(images, answers, strict=True)]
+
+    def is_bad(self, image: np.ndarray) -> bool:
+        return image[None].tobytes() in self.seen
 
 
 @pytest.fixture
