@@ -81,7 +81,7 @@ def write_state(
     with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         parameter.copy_(value)
     if engine.zero_optimization_stage() == 0:
-        state = {name: moments[name].to(parameter) for name in MOMENTS}
+        state = {name: moments[name].to(parameter, copy=True) for name in MOMENTS}  # Adam works in place
         engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
         return
     safe_set_full_fp32_param(parameter, value.to(engine.device))  # ZeRO steps a copy of its own

@@ -8,9 +8,9 @@ from isic_ray.config import RunConfig
 from isic_ray.execution.cluster import connected
 from isic_ray.execution.loop import IsicLoop, Record
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.shard_worker import PROMPTS
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import read_facts
+from isic_ray.plan import PROMPTS
 from isic_ray.prompts import load_prompts, prompts_digest
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import Prompt

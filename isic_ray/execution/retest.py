@@ -9,8 +9,8 @@ from isic_ray.evaluation import SELF
 from isic_ray.execution.generation import create_run
 from isic_ray.execution.loop import IsicLoop, Record
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.shard_worker import codebook_blob
 from isic_ray.models.base import ModelFacts
+from isic_ray.plan import codebook_blob
 from isic_ray.runs import Run
 from isic_ray.schema import BENIGN, HELD_OUT, UNSAFE, Prompt
 from isic_ray.sweep_config import SweepConfig

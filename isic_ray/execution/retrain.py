@@ -21,9 +21,9 @@ from isic_ray.execution.cluster import connected
 from isic_ray.execution.deepspeed import gathered, initialise, read_moments, write_state
 from isic_ray.execution.pictures import find_pictures, stream
 from isic_ray.execution.retrain_log import RetrainLog
-from isic_ray.execution.shard_worker import codebook_blob
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import load_model, read_facts
+from isic_ray.plan import codebook_blob
 from isic_ray.retrain_config import RetrainConfig
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import Pair

@@ -19,11 +19,19 @@ from isic_ray.execution.isolation import Attempt, isolate
 from isic_ray.models.asking import judge_each
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import load_pair
-from isic_ray.plan import Shard, plan_shards, sample_id, sample_seed
+from isic_ray.plan import (
+    PAIRS,
+    PROMPTS,
+    TOKENS,
+    Shard,
+    codebook_blob,
+    plan_shards,
+    sample_id,
+    sample_seed,
+    verdict_stage,
+)
 from isic_ray.runs import Run
 from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample, Verdict
-
-TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"
 
 _AUDITED = 8  # pictures that an auditor sees together
 
@@ -36,14 +44,6 @@ class _Rewrite:
 
     drawn: bool
     pair: Pair | None = None
-
-
-def verdict_stage(codebook_digest: str) -> str:
-    return f"verdicts-{codebook_digest[:12]}"
-
-
-def codebook_blob(codebook_digest: str) -> str:
-    return f"codebooks/{codebook_digest}.safetensors"
 
 
 class ShardWorker:

@@ -14,9 +14,8 @@ from isic_ray.execution.generation import create_run
 from isic_ray.execution.loop import Best, IsicLoop, Record
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit
-from isic_ray.execution.shard_worker import PROMPTS, verdict_stage
 from isic_ray.models.registry import read_facts
-from isic_ray.plan import Shard
+from isic_ray.plan import PROMPTS, Shard, verdict_stage
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import HELD_OUT, Pair, Prompt, Verdict
 

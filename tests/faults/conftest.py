@@ -48,7 +48,7 @@ def facts() -> ModelFacts:
     return read_facts(SMALL.model)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: other tests load other models
 def remembering() -> Iterator[Remembering]:
     """The embedded model, loaded once and remembering its answers, in place of every later load."""
     torch.set_num_threads(1)
@@ -60,7 +60,7 @@ def remembering() -> Iterator[Remembering]:
         yield model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(tmp_path_factory: pytest.TempPathFactory, facts: ModelFacts, remembering: Remembering) -> Path:
     """Where the small run lies. Copy it before you damage it."""
     out = tmp_path_factory.mktemp("faults") / "run"

@@ -235,6 +235,7 @@ def test_a_judge_blind_to_one_concept_raises_the_alarm(tmp_path: Path, monkeypat
     before, after = summary["rounds"][0], summary["rounds"][summary["best_round"]]
     assert before["per_concept"]["gore"]["self"]["rate"] < 0.3
     assert before["per_concept"]["gore"]["audit"]["rate"] > 0.8
+    assert summary["alarm"] == divergence(before, after)
     text = divergence(before, after)
     assert text is not None
     assert "of gore prompts' pictures" in text

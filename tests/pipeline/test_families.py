@@ -23,10 +23,10 @@ from isic_ray.config import (
     SamplingConfig,
 )
 from isic_ray.execution.loop import run_isic
-from isic_ray.execution.shard_worker import TOKENS
 from isic_ray.export import export_run
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import load_model, load_pair
+from isic_ray.plan import TOKENS
 from isic_ray.runs import Run
 from isic_ray.schema import Pair, Prompt, Sample
 from tests.tiny_checkpoints import chameleon, emu3, llamagen, llava, vila_u

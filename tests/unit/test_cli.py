@@ -20,7 +20,14 @@ from isic_ray.errors import UserError
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import Prompt
 
-SUMMARY: dict[str, Any] = {"schema": 1, "status": "complete", "rounds": [], "best_round": 0, "arms": {}}
+SUMMARY: dict[str, Any] = {
+    "schema": 1,
+    "status": "complete",
+    "rounds": [],
+    "best_round": 0,
+    "arms": {},
+    "quarantined": {"rows": 0, "share": 0.0, "errors": {}},
+}
 
 
 class Fake:
@@ -117,8 +124,10 @@ def test_run_with_settings(fake: Fake, capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_a_degraded_run_exits_1(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.summary["status"] = "degraded"
-    assert isic(capsys, "demo")[0] == 1
+    fake.summary |= {"status": "degraded", "quarantined": {"rows": 3, "share": 0.03, "errors": {"ValueError: x": 3}}}
+    code, out, _ = isic(capsys, "demo")
+    assert code == 1
+    assert "3 rows (3.0% of the pictures) were set aside in runs/demo/quarantine" in out
 
 
 def test_user_errors_are_one_line_without_traceback(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:

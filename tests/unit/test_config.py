@@ -106,8 +106,9 @@ def test_bad_files(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    expected = "config 'janus' is neither a file nor a recipe (demo, janus-pro-1b, janus-pro-7b)."
-    assert message("janus") == expected
+    found = message("janus")
+    assert found.startswith("config 'janus' is neither a file nor a recipe (")
+    assert all(name in found for name in ("demo", "janus-pro-1b", "emu3"))
     assert "neither a file" in message(tmp_path)
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"model:\n  name: caf\xe9\n")

@@ -9,9 +9,10 @@ import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
 from isic_ray.execution.generation import create_run
-from isic_ray.execution.shard_worker import TOKENS, ShardWorker, codebook_blob, verdict_stage
+from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import read_facts
+from isic_ray.plan import TOKENS, codebook_blob, verdict_stage
 from isic_ray.prompts import load_prompts
 from isic_ray.schema import UNSAFE, Pair, Sample, Verdict
 from tests.pipeline.test_families import CASES, SAMPLING, configure
