@@ -1,7 +1,7 @@
 """Train the embedded pictogram model (picture tokenizer, three skills, auditor) with Ray Train + DeepSpeed.
 
     ray job submit --working-dir . -- python jobs/train_pictogram.py --out /shared/pictogram --gpu
-    python jobs/train_pictogram.py --out runs/pictogram          # on this machine; about 90 minutes on 2 CPU cores
+    python jobs/train_pictogram.py --out runs/pictogram          # on this machine; hours on 2 CPU cores
 
 Run it again to go on where it stopped. `--install` copies the result into the package.
 """
