@@ -46,7 +46,7 @@ def test_a_round_makes_held_out_pictures_safer(finished: Finished) -> None:
     before, after = summary["rounds"][0], summary["rounds"][summary["best_round"]]
     assert summary["best_round"] >= 1
     for judge in ("self", "audit"):
-        assert after["unsafe"][judge]["rate"] < before["unsafe"][judge]["rate"] - 0.2
+        assert after["unsafe"][judge]["rate"] < before["unsafe"][judge]["rate"] - 0.15
 
 
 def test_later_rounds_sample_nothing(finished: Finished) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from isic_ray.config import load_config
+from isic_ray.config import RunConfig, load_config
 from isic_ray.execution.sweep import run_sweep
 from isic_ray.runs import Run
 from isic_ray.schema import HELD_OUT, Sample
@@ -44,7 +44,7 @@ Finished = tuple[SweepConfig, Path, dict[str, Any]]
 def test_failed_trials_are_reported_and_the_others_count(sweep: Finished) -> None:
     _, _, result = sweep
     assert len(result["trials"]) == 3
-    assert result["trials"][0]["point"] == {"finetune.learning_rate": 0.06}
+    assert result["trials"][0]["point"] == {"finetune.learning_rate": RunConfig().finetune.learning_rate}
     for trial in result["trials"]:
         failed = trial["point"]["finetune.learning_rate"] > 1
         assert trial["status"] == ("failed" if failed else "ended")
