@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from isic_ray.config import RunConfig, load_config
+from isic_ray.config import load_config
 from isic_ray.execution.sweep import run_sweep
 from isic_ray.runs import Run
 from isic_ray.schema import HELD_OUT, Sample
@@ -27,8 +27,8 @@ SMALL = [
     "execution.max_actors=1",
     "execution.min_actors=1",
 ]
-# The second rate of learning gives a table that is not finite: that trial fails, and only that.
-SPACE = {"finetune.learning_rate": Choice((0.06, 1e30))}
+# The second rank is more than the codebook's rows have dimensions: that trial fails, and only that.
+SPACE = {"edit.rank": Choice((2, 99))}
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ Finished = tuple[SweepConfig, Path, dict[str, Any]]
 def test_failed_trials_are_reported_and_the_others_count(sweep: Finished) -> None:
     _, _, result = sweep
     assert len(result["trials"]) == 3
-    assert result["trials"][0]["point"] == {"finetune.learning_rate": RunConfig().finetune.learning_rate}
+    assert result["trials"][0]["point"] == {"edit.rank": 2}
     for trial in result["trials"]:
-        failed = trial["point"]["finetune.learning_rate"] > 1
+        failed = trial["point"]["edit.rank"] > 2
         assert trial["status"] == ("failed" if failed else "ended")
         if failed:
-            assert "not finite" in trial["error"]
+            assert "edit.rank is 99" in trial["error"]
         else:
             assert 0 <= trial["unsafe"] <= 1
     assert any(trial["status"] == "failed" for trial in result["trials"])
