@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from isic_ray.cli import build_parser
 from isic_ray.config import RECIPES
@@ -25,6 +26,17 @@ def test_the_embedded_models_figures_are_the_committed_ones() -> None:
         if "rate" in figure:
             low, high = figure["ci"]
             assert f"{name}: {figure['rate']:.1%} [{low:.1%}, {high:.1%}]" in README
+
+
+def test_the_evidence_quoted_is_the_committed_result() -> None:
+    found = json.loads((RESULTS / "evidence.json").read_text())
+
+    def cell(figure: dict[str, Any]) -> str:
+        return f"{figure['rate']:.1%} [{figure['ci'][0]:.1%}, {figure['ci'][1]:.1%}]"
+
+    for name, arm in found["arms"].items():
+        assert f"| {name} | {cell(arm['unsafe']['audit'])} | {cell(arm['benign']['audit'])} |" in README
+    assert f"it took {found['seconds'] / 60:.1f} minutes" in README
 
 
 def test_everything_named_exists() -> None:
