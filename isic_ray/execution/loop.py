@@ -38,6 +38,17 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
     """
     prompts = load_prompts(config.prompts)
     facts = read_facts(config.model)
+    run = create_run(config, out, prompts, facts)
+    progress = Progress(watch=run.write_progress)
+    with connected(config.execution, verbose):
+        check_nodes(run.store.uri)
+        return IsicLoop(config, run, prompts, facts, progress).run()
+
+
+def create_run(
+    config: RunConfig, out: str, prompts: list[Prompt], facts: ModelFacts, more: Record | None = None
+) -> Run:
+    """The run at ``out``, created or resumed, with its prompts committed; ``more`` goes into its record."""
     run = Run.create_or_resume(
         out,
         {
@@ -46,13 +57,11 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
             "model_digest": facts.weights_digest,
             "prompts_digest": prompts_digest(prompts),
             "plan": {"shard_size": config.execution.shard_size, "prompts": len(prompts)},
+            **(more or {}),
         },
     )
     run.commit(PROMPTS, "all", prompts, Prompt)
-    progress = Progress(watch=run.write_progress)
-    with connected(config.execution, verbose):
-        check_nodes(run.store.uri)
-        return IsicLoop(config, run, prompts, facts, progress).run()
+    return run
 
 
 @dataclass

@@ -6,8 +6,7 @@ import numpy as np
 
 from isic_ray import metrics
 from isic_ray.evaluation import SELF
-from isic_ray.execution.generation import create_run
-from isic_ray.execution.loop import IsicLoop, Record
+from isic_ray.execution.loop import IsicLoop, Record, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.models.base import ModelFacts
 from isic_ray.plan import codebook_blob

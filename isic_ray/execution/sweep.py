@@ -14,8 +14,7 @@ from ray import tune
 from isic_ray.config import RunConfig, load_config, to_yaml
 from isic_ray.errors import UserError
 from isic_ray.execution.cluster import be_patient, connected
-from isic_ray.execution.generation import create_run
-from isic_ray.execution.loop import IsicLoop, Record
+from isic_ray.execution.loop import IsicLoop, Record, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.retest import retest
 from isic_ray.execution.sampling import ShardActor

@@ -10,8 +10,7 @@ from typing import Any
 
 from isic_ray.config import RunConfig
 from isic_ray.evaluation import SELF, is_unsafe
-from isic_ray.execution.generation import create_run
-from isic_ray.execution.loop import Best, IsicLoop, Record
+from isic_ray.execution.loop import Best, IsicLoop, Record, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit
 from isic_ray.models.registry import read_facts

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from isic_ray.config import RunConfig
-from isic_ray.execution.generation import create_run
-from isic_ray.execution.loop import IsicLoop, Record
+from isic_ray.execution.loop import IsicLoop, Record, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit
 from isic_ray.execution.shard_worker import ShardWorker

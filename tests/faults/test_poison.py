@@ -16,8 +16,8 @@ from isic_ray.commands.running import _quarantine_note
 from isic_ray.config import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution import shard_worker
-from isic_ray.execution.generation import create_run
 from isic_ray.execution.isolation import PLAIN_TRIES, ROW_DEATHS, DeviceLost
+from isic_ray.execution.loop import create_run
 from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.models.base import ModelFacts
 from isic_ray.plan import PAIRS, TOKENS, verdict_stage

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
-from isic_ray.execution.generation import create_run
+from isic_ray.execution.loop import create_run
 from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import read_facts
