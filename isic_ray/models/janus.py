@@ -6,7 +6,7 @@ Results never depend on how the caller batches: pictures are handled in fixed bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
+from isic_ray.models.adapter import picture_blocks
 from isic_ray.models.asking import after_questions, yes_share
 from isic_ray.models.backbone import Backbone, Run, fuse
 from isic_ray.models.base import ModelFacts, Perceiver, Renderer, SamplingSettings
@@ -35,7 +36,6 @@ from isic_ray.models.checkpoints import (
 from isic_ray.models.perceive import TowerPerceiver
 from isic_ray.models.sampler import BLOCK, ROWS, TokenSampler, complete_greedily
 
-_PICTURES = 8  # pictures decoded or encoded together; a multiple of 4 keeps to one convolution kernel on CPU
 _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
 _CODEBOOK_KEY = "vqmodel.quantize.embedding.weight"
 
@@ -131,7 +131,7 @@ class JanusModel:
         size = self._side * self._pixels_per_token
         pictures = np.empty((len(tokens), size, size, 3), dtype=np.uint8)
         vq = self._core.vqmodel
-        for rows in _blocks(len(tokens), _PICTURES):
+        for rows in picture_blocks(len(tokens)):
             block = tokens[rows].to(self.model.device)
             pixels = _render(vq.post_quant_conv, vq.decoder, block, table, self._side)
             levels = ((pixels.float() + 1) / 2 * 255).round().clamp(0, 255).to(torch.uint8)
@@ -150,7 +150,7 @@ class JanusModel:
         vq = self._core.vqmodel
         rows_of_table = F.normalize(self.codebook.to(self.model.device), dim=-1)
         tokens = torch.empty(len(images), self.tokens_per_image, dtype=torch.int32)
-        for rows in _blocks(len(images), _PICTURES):
+        for rows in picture_blocks(len(images)):
             pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
             latents = vq.quant_conv(vq.encoder(pixels.to(self.model.device, self.model.dtype))).float()
             cosines = F.normalize(latents, dim=1).permute(0, 2, 3, 1).flatten(1, 2) @ rows_of_table.T  # [B,N,K]
@@ -173,7 +173,7 @@ class JanusModel:
         openings = {tuple(opening) for opening, _ in texts.values()}
         multiple = ROWS if self._sampler.elastic() else BLOCK
         scores = [[0.0] * len(own) for own in questions]
-        for rows in _blocks(len(images), BLOCK):
+        for rows in picture_blocks(len(images), BLOCK):
             features = self._vision_features(images[rows])
             places = [
                 (row, i, at) for row, i in enumerate(dict.fromkeys(rows.tolist())) for at in range(len(scores[i]))
@@ -341,9 +341,3 @@ def _render(post_quant_conv: nn.Module, decoder: nn.Module, tokens: Tensor, code
     latents = rows.view(len(tokens), side, side, -1).permute(0, 3, 1, 2)  # channels last already
     pixels: Tensor = decoder(post_quant_conv(latents))
     return pixels
-
-
-def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
-    """Row indices in blocks of exactly ``size``; the last row fills up the rest."""
-    for start in range(0, count, size):
-        yield np.minimum(np.arange(start, start + size), count - 1)
