@@ -20,7 +20,7 @@ from isic_ray.execution.cluster import check_nodes, connected
 from isic_ray.execution.isolation import losses, set_aside
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit, work
-from isic_ray.execution.training import DeltaJob, Weighted, has_blob, keep_rows, pair_rows, train_deltas
+from isic_ray.execution.training import DeltaJob, Weighted, has_blob, keep_rows, pair_rows, train_deltas, training_group
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import read_facts
 from isic_ray.plan import PAIRS, PROMPTS, TOKENS, Shard, codebook_blob, plan_shards, verdict_stage
@@ -42,7 +42,9 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
     progress = Progress(watch=run.write_progress)
     with connected(config.execution, verbose):
         check_nodes(run.store.uri)
-        return IsicLoop(config, run, prompts, facts, progress).run()
+        loop = IsicLoop(config, run, prompts, facts, progress)
+        with loop.trainers:
+            return loop.run()
 
 
 def create_run(
@@ -85,6 +87,7 @@ class IsicLoop:
         size = run.record["plan"]["shard_size"]
         self.shards = plan_shards(prompts, config.prompts.samples_per_prompt, size)
         self.base_digest = table_digest(facts.codebook)
+        self.trainers = training_group(config, run, facts.codebook)
         self.samples: list[Sample] = []
         self.pairs: list[Pair] = []
         self.touched: dict[str, int] = {}
@@ -344,7 +347,7 @@ class IsicLoop:
         if self.config.finetune.steps == 0:
             return [job.edited for job in jobs]
         self.progress.start(stage)
-        tables = train_deltas(self.config, self.run_dir, jobs, rows, self.facts.codebook)
+        tables = train_deltas(self.trainers, self.config.finetune, self.run_dir, jobs, rows)
         self.progress.finish()
         return tables
 

@@ -135,7 +135,8 @@ def _try(point: Point, sweep: SweepConfig, out: str, actors: list[Any]) -> None:
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
     trial = Trial(sweep.at(point), out, actors, sweep.start().judge.threshold, report)
-    summary = trial.run()
+    with trial.trainers:
+        summary = trial.run()
     best = summary["rounds"][summary["best_round"]]
     report({**trial.outcome(summary["rounds"][-1]["round"], best["codebook"]), "ended": True})
 
@@ -215,7 +216,8 @@ def choose(trials: list[Record], sweep: SweepConfig) -> Record:
 def finish(sweep: SweepConfig, out: str, actors: list[Any], trial: Record) -> Record:
     """Runs a trial that a scheduler stopped to its end; returns its final outcome."""
     loop = Trial(sweep.at(trial["point"]), out, actors, sweep.start().judge.threshold, lambda _: None)
-    summary = loop.run()
+    with loop.trainers:
+        summary = loop.run()
     best = summary["rounds"][summary["best_round"]]
     return loop.outcome(summary["rounds"][-1]["round"], best["codebook"])
 

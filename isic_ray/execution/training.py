@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, loss
 from isic_ray.config import FinetuneConfig, RunConfig
 from isic_ray.errors import UserError
+from isic_ray.execution.training_group import TrainingGroup, next_order
 from isic_ray.models.base import Perceiver, SeesPixels, UnifiedModel
 from isic_ray.runs import Run
 
@@ -86,47 +87,28 @@ def pair_rows(harmful: Weighted, benign: Weighted, finetune: FinetuneConfig, see
     return np.concatenate(batches or [np.empty((0, 2, harmful.tokens.shape[1]))]).astype(np.int32)
 
 
-def train_deltas(
-    config: RunConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray, base: torch.Tensor
-) -> list[torch.Tensor]:
-    """E″ ``[K,d]`` of each job, trained one after another in one worker group; finished ones are read back.
+def training_group(config: RunConfig, run: Run, base: torch.Tensor) -> TrainingGroup:
+    """Workers for `train_deltas`; ``base`` is the table under which targets are rendered. Use it in a with block."""
+    loop_config = {"config": config, "uri": run.store.uri, "base": save({"base": base.contiguous()})}
+    return TrainingGroup(config, _train, loop_config)
 
-    ``rows`` is from `keep_rows` or `pair_rows`, ``base`` the table under which targets are rendered.
+
+def train_deltas(
+    group: TrainingGroup, finetune: FinetuneConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray
+) -> list[torch.Tensor]:
+    """E″ ``[K,d]`` of each job, trained one after another by the group; finished ones are read back.
+
+    ``rows`` is from `keep_rows` or `pair_rows`.
     """
     import ray
-    from ray.train import DataConfig, FailureConfig, ScalingConfig
-    from ray.train import RunConfig as TrainRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    finetune = config.finetune
     if finetune.batch_size % finetune.workers:
         raise UserError("finetune.batch_size must be a multiple of finetune.workers")
     names = [f"deltas/{job.key(rows, finetune)}.safetensors" for job in jobs]
     pending = [(name, job) for name, job in zip(names, jobs, strict=True) if not has_blob(run, name)]
     if pending:
-        trainer = TorchTrainer(
-            _train,
-            train_loop_config={
-                "config": config,
-                "uri": run.store.uri,
-                "base": save({"base": base.contiguous()}),
-                "jobs": [(name, job.loss, save(job.to_tensors())) for name, job in pending],
-            },
-            datasets={"rows": ray.data.from_numpy(rows)},
-            dataset_config=DataConfig(datasets_to_split=[]),  # each worker takes its part of every batch: reproducible
-            torch_config=TorchConfig(backend="nccl" if finetune.gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=finetune.workers,
-                use_gpu=finetune.gpu,
-                resources_per_worker={"GPU": 1} if finetune.gpu else {"CPU": 1},
-            ),
-            run_config=TrainRunConfig(
-                name=f"delta-{pending[0][0][7:23]}",
-                storage_path=_scratch(),
-                failure_config=FailureConfig(max_failures=2),
-            ),
-        )
-        trainer.fit()
+        orders = [(name, job.loss, save(job.to_tensors())) for name, job in pending]
+        group.carry_out({"jobs": orders, "rows": ray.data.from_numpy(rows)})
     return [load(run.get_blob(name))["table"] for name in names]
 
 
@@ -135,15 +117,9 @@ def has_blob(run: Run, name: str) -> bool:
     return file in run.committed(folder)
 
 
-def _scratch() -> str:
-    """Ray Train insists on a folder of its own; nothing we keep lies there."""
-    import tempfile
-
-    return tempfile.mkdtemp(prefix="isic-train-")
-
-
 def _train(loop: dict[str, Any]) -> None:
     """Runs on every Ray Train worker."""
+    import ray
     import ray.train
 
     from isic_ray.models.registry import load_model
@@ -156,13 +132,19 @@ def _train(loop: dict[str, Any]) -> None:
     model = load_model(config.model)
     renderer = model.renderer().to(device)
     base = load(loop["base"])["base"].to(device)
-    shard = ray.train.get_dataset_shard("rows")
-    run = Run.open(loop["uri"])
-    for name, kind, tensors in loop["jobs"]:
-        perceiver = _perceiver(model, kind, device)
-        table = _train_one(config.finetune, load(tensors), base, renderer, perceiver, shard, device, model.normalised)
-        if ray.train.get_context().get_world_rank() == 0:
-            run.put_blob(name, save({"table": table}))
+    run, desk = Run.open(loop["uri"]), loop["desk"]
+    number, first = ray.get(desk.done.remote()), ray.train.get_context().get_world_rank() == 0
+    while (order := next_order(desk, number)) is not None:
+        for name, kind, tensors in order["jobs"]:
+            perceiver = _perceiver(model, kind, device)
+            # Each worker takes its part of every batch, so that the result does not hang on who is faster.
+            rows, job = order["rows"], load(tensors)
+            table = _train_one(config.finetune, job, base, renderer, perceiver, rows, device, model.normalised)
+            if first:
+                run.put_blob(name, save({"table": table}))
+        if first:
+            ray.get(desk.finish.remote(number))
+        number += 1
     ray.train.report({})
 
 
@@ -180,7 +162,7 @@ def _train_one(
     base: torch.Tensor,
     renderer: Any,
     perceiver: Perceiver | None,
-    shard: Any,
+    rows: Any,
     device: torch.device,
     normalised: bool,
 ) -> torch.Tensor:
@@ -193,7 +175,7 @@ def _train_one(
     module = HarmlessDelta(edited, basis, job.get("trainable"), normalised, job.get("price")).to(device)
     optimiser = torch.optim.Adam(module.parameters(), lr=finetune.learning_rate)
     engine = initialise(module, optimiser, batch_size=finetune.batch_size // world, zero_stage=finetune.zero_stage)
-    batches = shard.iter_torch_batches(batch_size=finetune.batch_size, drop_last=True, device=device)
+    batches = rows.iter_torch_batches(batch_size=finetune.batch_size, drop_last=True, device=device)
     for step, batch in enumerate(batches):
         for group in engine.optimizer.param_groups:
             group["lr"] = finetune.learning_rate * (1 - step / finetune.steps)

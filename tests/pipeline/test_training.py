@@ -11,7 +11,7 @@ import torch
 
 from isic_ray.codebook import build_edit
 from isic_ray.config import EditConfig, FinetuneConfig, ModelConfig
-from isic_ray.execution.training import DeltaJob, keep_rows, train_deltas
+from isic_ray.execution.training import DeltaJob, keep_rows, train_deltas, training_group
 from isic_ray.models.registry import read_facts
 from isic_ray.runs import Run, fingerprint
 from tests.pipeline.conftest import SMALL
@@ -29,7 +29,8 @@ def deltas(out: Path, finetune: FinetuneConfig) -> tuple[torch.Tensor, DeltaJob]
     record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": facts.weights_digest, "plan": {}}
     run = Run.create_or_resume(str(out), record)
     rows = keep_rows(tokens[1].numpy().astype(np.int32), finetune, seed=0)
-    return train_deltas(config, run, [job], rows, facts.codebook)[0], job
+    with training_group(config, run, facts.codebook) as group:
+        return train_deltas(group, finetune, run, [job], rows)[0], job
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,19 @@ def test_a_finished_delta_is_read_back_instead_of_trained_again(stage_zero: torc
     again, _ = deltas(tmp_path / "run", finetune)
     assert torch.equal(first, again)
     assert sorted((tmp_path / "run" / "commits").rglob("*.json")) == commits
+
+
+def test_a_kept_group_trains_a_second_order_as_a_new_group_does(tmp_path: Path) -> None:
+    """Only the first order pays for the group's start; what it trained must not leak into the second."""
+    finetune = FinetuneConfig(steps=2, batch_size=8, target="safe")
+    config = replace(SMALL, finetune=finetune, execution=replace(SMALL.execution, keep_trainers=True))
+    alone, job = deltas(tmp_path / "alone", finetune)
+    record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": "", "plan": {}}
+    run, facts = Run.create_or_resume(str(tmp_path / "kept"), record), read_facts(ModelConfig())
+    tokens = torch.randint(len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0))
+    safe = tokens[1].numpy().astype(np.int32)
+    with training_group(config, run, facts.codebook) as group:
+        other = train_deltas(group, finetune, run, [job], keep_rows(safe, finetune, seed=1))[0]
+        second = train_deltas(group, finetune, run, [job], keep_rows(safe, finetune, seed=0))[0]
+    assert torch.equal(second, alone)
+    assert not torch.equal(other, alone)
