@@ -1,4 +1,4 @@
-"""The ISIC loop. `IsicLoop.run` reads like the paper's algorithm; every step is committed, so a run can be resumed."""
+"""The ISIC loop. `IsicLoop.improve` reads like the paper's algorithm; every step is committed, so runs can resume."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
     progress = Progress(watch=run.write_progress)
     with connected(config.execution, verbose):
         check_nodes(run.store.uri)
-        loop = IsicLoop(config, run, prompts, facts, progress)
-        with loop.trainers:
-            return loop.run()
+        return IsicLoop(config, run, prompts, facts, progress).run()
 
 
 def create_run(
@@ -96,6 +94,11 @@ class IsicLoop:
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
     def run(self) -> Record:
+        """`improve`, with training workers that live no longer than that. Returns the summary."""
+        with self.trainers:
+            return self.improve()
+
+    def improve(self) -> Record:
         """Generate and judge; then edit, fine-tune, re-judge and keep or roll back, until no round improves."""
         first = self.generate()
         best = Best(0, self.facts.codebook, self.base_digest, self.evidence(self.base_digest))

@@ -135,8 +135,7 @@ def _try(point: Point, sweep: SweepConfig, out: str, actors: list[Any]) -> None:
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
     trial = Trial(sweep.at(point), out, actors, sweep.start().judge.threshold, report)
-    with trial.trainers:
-        summary = trial.run()
+    summary = trial.run()
     best = summary["rounds"][summary["best_round"]]
     report({**trial.outcome(summary["rounds"][-1]["round"], best["codebook"]), "ended": True})
 
@@ -216,8 +215,7 @@ def choose(trials: list[Record], sweep: SweepConfig) -> Record:
 def finish(sweep: SweepConfig, out: str, actors: list[Any], trial: Record) -> Record:
     """Runs a trial that a scheduler stopped to its end; returns its final outcome."""
     loop = Trial(sweep.at(trial["point"]), out, actors, sweep.start().judge.threshold, lambda _: None)
-    with loop.trainers:
-        summary = loop.run()
+    summary = loop.run()
     best = summary["rounds"][summary["best_round"]]
     return loop.outcome(summary["rounds"][-1]["round"], best["codebook"])
 
