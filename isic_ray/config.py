@@ -198,7 +198,7 @@ class ExecutionConfig:
     threads_per_actor: int = 0  # torch threads; 0 = cpus_per_actor, rounded up
     batch_size: int = 64  # pictures decoded or prompts sampled at once
     shard_size: int = 128  # samples a commit: the most that a killed actor can lose
-    keep_trainers: bool = False  # training workers stay between rounds and ask for no CPU; for one machine
+    keep_workers: bool = False  # workers stay from stage to stage; those that train set no CPU aside; for one machine
     quarantine_share: float = 0.02  # poison rows above this share end the run as "degraded"
     patience_s: float = 14400  # seconds without progress, such as waiting for spot machines, before a run gives up
     # for `isic plan` and the cost so far; 0 = not known

@@ -121,14 +121,14 @@ def loss(
     renderer: Renderer,
     delta_module: nn.Module,
     tokens: Tensor,
-    target_pixels: Tensor,
+    wanted: Tensor,
     weight: float,
     perceiver: Perceiver | None = None,
 ) -> Tensor:
-    """Scalar: how far the pictures of ``tokens`` ``[B,N]`` are from ``target_pixels`` ``[B,3,H,W]``, plus
-    weight · regulariser.
+    """Scalar: how far the pictures of ``tokens`` ``[B,N]`` are from what is wanted, plus weight · regulariser.
 
-    The distance is `reconstruction`, or with a ``perceiver`` the `feature_difference` of what it sees.
+    The distance is `reconstruction` from the pixels ``wanted`` ``[B,3,H,W]``, or with a ``perceiver`` the
+    `feature_difference` of what it sees from the features ``wanted`` ``[B,M,h]``.
     ``delta_module`` is a `HarmlessDelta`, or a wrapper (DeepSpeed engine, DDP) with one as its ``module``.
     """
     inner = delta_module if isinstance(delta_module, HarmlessDelta) else delta_module.module
@@ -136,10 +136,5 @@ def loss(
         raise TypeError(f"expected a HarmlessDelta or a wrapper around one, got {type(delta_module).__name__}")
     codebook = delta_module()
     pixels = renderer(tokens, codebook)
-    if perceiver is None:
-        distance = reconstruction(pixels, target_pixels)
-    else:
-        with torch.no_grad():
-            wanted = perceiver(target_pixels)
-        distance = feature_difference(perceiver(pixels), wanted)
+    distance = reconstruction(pixels, wanted) if perceiver is None else feature_difference(perceiver(pixels), wanted)
     return distance + weight * regulariser(inner.movement(codebook), inner.price)

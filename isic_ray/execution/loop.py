@@ -17,9 +17,10 @@ from isic_ray.config import EditConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, Evidence, divergence
 from isic_ray.execution.cluster import check_nodes, connected
+from isic_ray.execution.crew import Crew
 from isic_ray.execution.isolation import losses, set_aside
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.sampling import Unit, work
+from isic_ray.execution.sampling import Unit, start_crew, work
 from isic_ray.execution.training import DeltaJob, Weighted, has_blob, keep_rows, pair_rows, train_deltas, training_group
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import read_facts
@@ -85,6 +86,7 @@ class IsicLoop:
         size = run.record["plan"]["shard_size"]
         self.shards = plan_shards(prompts, config.prompts.samples_per_prompt, size)
         self.base_digest = table_digest(facts.codebook)
+        self.crew: Crew | None = None  # started by the first stage that draws or judges, if workers are kept
         self.trainers = training_group(config, run, facts.codebook)
         self.samples: list[Sample] = []
         self.pairs: list[Pair] = []
@@ -94,9 +96,12 @@ class IsicLoop:
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
     def run(self) -> Record:
-        """`improve`, with training workers that live no longer than that. Returns the summary."""
+        """`improve`, with workers that live no longer than that. Returns the summary."""
         with self.trainers:
-            return self.improve()
+            summary = self.improve()
+        if self.crew:
+            self.crew.close()
+        return summary
 
     def improve(self) -> Record:
         """Generate and judge; then edit, fine-tune, re-judge and keep or roll back, until no round improves."""
@@ -265,7 +270,10 @@ class IsicLoop:
     def work(self, stage: str, units: list[Unit]) -> list[Record]:
         sizes = {shard.name: len(shard.cells) for shard in self.shards}
         self.progress.start(stage, sum(sizes[unit["shard"]] for unit in units), "pictures")
-        counts = work(self.config, self.run_dir.store.uri, units, lambda unit: sizes[unit["shard"]], self.progress)
+        uri = self.run_dir.store.uri
+        if self.config.execution.keep_workers and self.crew is None:
+            self.crew = start_crew(self.config, uri)
+        counts = work(self.config, uri, units, lambda unit: sizes[unit["shard"]], self.progress, crew=self.crew)
         self.progress.finish()
         return counts
 

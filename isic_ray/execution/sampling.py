@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from isic_ray.config import RunConfig
+from isic_ray.config import ExecutionConfig, RunConfig
+from isic_ray.execution.crew import Crew
 from isic_ray.execution.isolation import DeviceLost
 from isic_ray.execution.observability import Meter, Throughput
 from isic_ray.execution.progress import Progress
@@ -60,8 +61,9 @@ def work(
     sizes: Callable[[Unit], int],
     progress: Progress,
     actor: type[ShardActor] = ShardActor,
+    crew: Crew | None = None,
 ) -> list[dict[str, Any]]:
-    """Run every unit once on the actor pool and return their counts, in the order they finish.
+    """Run every unit once on a pool of actors, or on the ``crew``, and return their counts, in the order they finish.
 
     A unit that was committed by a killed attempt is found committed and costs nothing.
     """
@@ -70,24 +72,21 @@ def work(
     if not units:
         return []
     execution = config.execution
-    context = ray.data.DataContext.get_current()
-    context.execution_no_progress_timeout_s = execution.patience_s
-    # A machine may go while an actor loads the model, and actors still waiting for one are cancelled at the end of a
-    # stage, which Ray Data counts as deaths too. By default the first of them fails the run.
-    context.max_consecutive_actor_init_deaths = max(execution.min_actors, execution.max_actors) + _LOST_WHILE_LOADING
+    _be_patient(execution)
     dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
-    results = dataset.map_batches(
-        actor,
-        fn_constructor_args=(config, uri),
-        batch_size=1,
-        num_cpus=execution.cpus_per_actor,
-        num_gpus=execution.gpus_per_actor or None,
-        resources={execution.accelerator: 1} if execution.accelerator else None,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(execution.min_actors, len(units)),
-            max_size=min(max(execution.max_actors, execution.min_actors), len(units)),
-        ),
-    )
+    if crew:
+        results = dataset.map_batches(crew.hand_over, batch_size=1, num_cpus=0, concurrency=crew.size)
+    else:
+        results = dataset.map_batches(
+            actor,
+            fn_constructor_args=(config, uri),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(execution.min_actors, len(units)),
+                max_size=min(max(execution.max_actors, execution.min_actors), len(units)),
+            ),
+            **_resources(execution),
+        )
     done = []
     typical = sum(sizes(unit) for unit in units) / len(units)
     throughput = Throughput(len(units), execution.price_per_hour)
@@ -96,3 +95,27 @@ def work(
         progress.figures = throughput.add(done[-1], typical)
         progress.advance(round(typical))
     return done
+
+
+def start_crew(config: RunConfig, uri: str) -> Crew:
+    """Drawing and judging actors for many stages; each loads the model once."""
+    return Crew(ShardActor, config.execution.max_actors, (config, uri), **_resources(config.execution))
+
+
+def _resources(execution: ExecutionConfig) -> dict[str, Any]:
+    """What Ray sets aside for each actor."""
+    return {
+        "num_cpus": execution.cpus_per_actor,
+        "num_gpus": execution.gpus_per_actor or None,
+        "resources": {execution.accelerator: 1} if execution.accelerator else None,
+    }
+
+
+def _be_patient(execution: ExecutionConfig) -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = execution.patience_s
+    # A machine may go while an actor loads the model, and actors still waiting for one are cancelled at the end of a
+    # stage, which Ray Data counts as deaths too. By default the first of them fails the run.
+    context.max_consecutive_actor_init_deaths = max(execution.min_actors, execution.max_actors) + _LOST_WHILE_LOADING

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, loss
+from isic_ray.codebook.targets import Targets
 from isic_ray.config import FinetuneConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.training_group import TrainingGroup, next_order
@@ -101,6 +102,7 @@ def train_deltas(
     ``rows`` is from `keep_rows` or `pair_rows`.
     """
     import ray
+    from ray.data.block import BlockAccessor
 
     if finetune.batch_size % finetune.workers:
         raise UserError("finetune.batch_size must be a multiple of finetune.workers")
@@ -108,7 +110,8 @@ def train_deltas(
     pending = [(name, job) for name, job in zip(names, jobs, strict=True) if not has_blob(run, name)]
     if pending:
         orders = [(name, job.loss, save(job.to_tensors())) for name, job in pending]
-        group.carry_out({"jobs": orders, "rows": ray.data.from_numpy(rows)})
+        block = BlockAccessor.batch_to_arrow_block({"data": rows})  # `from_numpy` starts a process to make this block
+        group.carry_out({"jobs": orders, "rows": ray.data.from_blocks([block])})
     return [load(run.get_blob(name))["table"] for name in names]
 
 
@@ -133,13 +136,16 @@ def _train(loop: dict[str, Any]) -> None:
     renderer = model.renderer().to(device)
     base = load(loop["base"])["base"].to(device)
     run, desk = Run.open(loop["uri"]), loop["desk"]
+    views: dict[str, tuple[Perceiver | None, Targets]] = {}  # by the loss's name; targets recur in later orders
     number, first = ray.get(desk.done.remote()), ray.train.get_context().get_world_rank() == 0
     while (order := next_order(desk, number)) is not None:
         for name, kind, tensors in order["jobs"]:
-            perceiver = _perceiver(model, kind, device)
+            if kind not in views:
+                perceiver = _perceiver(model, kind, device)
+                views[kind] = perceiver, Targets(renderer, base, perceiver)
             # Each worker takes its part of every batch, so that the result does not hang on who is faster.
             rows, job = order["rows"], load(tensors)
-            table = _train_one(config.finetune, job, base, renderer, perceiver, rows, device, model.normalised)
+            table = _train_one(config.finetune, job, renderer, *views[kind], rows, device, model.normalised)
             if first:
                 run.put_blob(name, save({"table": table}))
         if first:
@@ -159,9 +165,9 @@ def _perceiver(model: UnifiedModel, loss: str, device: torch.device) -> Perceive
 def _train_one(
     finetune: FinetuneConfig,
     job: dict[str, torch.Tensor],
-    base: torch.Tensor,
     renderer: Any,
     perceiver: Perceiver | None,
+    wanted: Targets,
     rows: Any,
     device: torch.device,
     normalised: bool,
@@ -180,9 +186,7 @@ def _train_one(
         for group in engine.optimizer.param_groups:
             group["lr"] = finetune.learning_rate * (1 - step / finetune.steps)
         tokens, targets = batch["data"][rank::world].long().unbind(1)  # [B/W,N] each
-        with torch.no_grad():
-            wanted = renderer(targets, base)
-        engine.backward(loss(renderer, engine, tokens, wanted, finetune.regulariser, perceiver))
+        engine.backward(loss(renderer, engine, tokens, wanted(targets), finetune.regulariser, perceiver))
         engine.step()
     with gathered(module.delta):
         outside = harmful_component(module.delta, module.basis)

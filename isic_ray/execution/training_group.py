@@ -55,7 +55,7 @@ def next_order(desk: Any, number: int) -> Any:
 
 
 class TrainingGroup:
-    """Starts its workers with the first order. With ``execution.keep_trainers`` they live until `close`, else until the
+    """Starts its workers with the first order. With ``execution.keep_workers`` they live until `close`, else until the
     order is done. ``train_loop`` runs on every worker, with ``loop_config`` and the desk under "desk"."""
 
     def __init__(self, config: RunConfig, train_loop: Any, loop_config: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ class TrainingGroup:
             if self._thread is not None and not self._thread.is_alive():
                 raise self._error or RuntimeError("the training workers ended before their work was done")
             time.sleep(_POLL_S)
-        if not self._config.execution.keep_trainers:
+        if not self._config.execution.keep_workers:
             self.close()
 
     def close(self, wait: bool = True) -> None:
@@ -102,7 +102,7 @@ class TrainingGroup:
         trainer = TorchTrainer(
             self._train_loop,
             train_loop_config={**self._loop_config, "desk": self._desk},
-            **_trainer_settings(self._config.finetune, self._config.execution.keep_trainers),
+            **_trainer_settings(self._config.finetune, self._config.execution.keep_workers),
         )
         # Ray Train's own handler of Ctrl-C is for a driver that waits in fit; this one waits elsewhere.
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)

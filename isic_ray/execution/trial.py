@@ -6,10 +6,10 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from isic_ray.config import RunConfig
 from isic_ray.evaluation import SELF, is_unsafe
+from isic_ray.execution.crew import Crew
 from isic_ray.execution.loop import Best, IsicLoop, Record, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit
@@ -33,13 +33,13 @@ class Trial(IsicLoop):
     there. ``threshold`` is the one at which all trials are compared, whatever their own.
     """
 
-    def __init__(self, config: RunConfig, sweep: str, actors: list[Any], threshold: float, report: Report) -> None:
+    def __init__(self, config: RunConfig, sweep: str, crew: Crew, threshold: float, report: Report) -> None:
         shared = Run.open(f"{sweep}/shared")
         prompts, facts = shared.read(PROMPTS, Prompt), read_facts(config.model)
         plan = {"plan": shared.record["plan"], "shared": shared.store.uri}
         run = create_run(config, trial_uri(sweep, config), prompts, facts, plan)
         super().__init__(config, run, prompts, facts, Progress(io.StringIO()))
-        self.actors, self.threshold, self.report = actors, threshold, report
+        self.shared_crew, self.threshold, self.report = crew, threshold, report
 
     def outcome(self, number: int, digest: str) -> Record:
         """Held-out figures of a codebook at the sweep's threshold, as plain numbers."""
@@ -77,10 +77,5 @@ class Trial(IsicLoop):
         return super().still_flagged(best)
 
     def work(self, stage: str, units: list[Unit]) -> list[Record]:
-        import ray
-
-        calls = [
-            self.actors[index % len(self.actors)].__call__.remote({"unit": [json.dumps(unit)]})
-            for index, unit in enumerate(units)
-        ]
-        return [json.loads(done["result"][0]) for done in ray.get(calls)]
+        answers = self.shared_crew.map([{"unit": [json.dumps(unit)]} for unit in units])
+        return [json.loads(answer["result"][0]) for answer in answers]

@@ -61,7 +61,7 @@ def test_a_finished_delta_is_read_back_instead_of_trained_again(stage_zero: torc
 def test_a_kept_group_trains_a_second_order_as_a_new_group_does(tmp_path: Path) -> None:
     """Only the first order pays for the group's start; what it trained must not leak into the second."""
     finetune = FinetuneConfig(steps=2, batch_size=8, target="safe")
-    config = replace(SMALL, finetune=finetune, execution=replace(SMALL.execution, keep_trainers=True))
+    config = replace(SMALL, finetune=finetune, execution=replace(SMALL.execution, keep_workers=True))
     alone, job = deltas(tmp_path / "alone", finetune)
     record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": "", "plan": {}}
     run, facts = Run.create_or_resume(str(tmp_path / "kept"), record), read_facts(ModelConfig())

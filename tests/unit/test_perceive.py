@@ -45,7 +45,7 @@ def test_steps_down_the_feature_loss_bring_a_picture_nearer_for_the_judge(model:
     tokens = model.sample(["a knife on the beach", "a spoon on the beach"], [1, 1], SamplingSettings(1.5, 0.0))
     renderer, perceiver, base = model.renderer(), model.perceiver(), model.codebook
     with torch.no_grad():
-        target = renderer(tokens[1:], base)
+        target = perceiver(renderer(tokens[1:], base))
     used = torch.zeros(len(base), dtype=torch.bool)
     used[tokens[0].long()] = True
     module = HarmlessDelta(base, None, used, normalised=True)
