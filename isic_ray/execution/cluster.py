@@ -27,6 +27,8 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Data's and Train's workers start at a lower priority than the driver for no use of ours.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # A Ray that is started here ends a process after a second without work, and the next stage waits for a new one.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     be_patient(config)
     if not verbose:
