@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from isic_ray.models.base import Perceiver, Renderer
+if TYPE_CHECKING:
+    from isic_ray.models.base import Perceiver, Renderer
 
 _BLOCK = 4  # targets that are computed together
 _MEMORY = 2**30  # bytes of results that are kept
