@@ -28,13 +28,13 @@ class ModelConfig:
     name: str = "pictogram"  # "pictogram" (embedded), a checkpoint directory, or a hub name
     family: str = "auto"  # adapter; "auto" reads the checkpoint's model_type
     dtype: str = "float32"  # float32 | bfloat16 | float16; the codebook's master copy stays float32
-    device: str = "auto"  # auto | cpu | cuda
+    device: str = "auto"  # auto | cpu | cuda | spread (layers over the GPUs of an actor; emu3, chameleon)
     trust_remote_code: bool = False  # run code that a checkpoint brings along; recorded in the run when on
 
     def __post_init__(self) -> None:
         check.that(bool(self.name), "model.name", self.name, "a model's name")
         check.choice("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        check.choice("model.device", self.device, ("auto", "cpu", "cuda"))
+        check.choice("model.device", self.device, ("auto", "cpu", "cuda", "spread"))
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class ChameleonModel(VocabularyModel):
         codebook = read_table(directory, weight_files(directory), cls.codebook_key)
         decoder = read_decoder(directory)
         processor = load_processor(ChameleonProcessor, directory, trust_remote_code)
-        model = load_stock(ChameleonForConditionalGeneration, directory, dtype, device, trust_remote_code)
+        model = load_stock(ChameleonForConditionalGeneration, directory, dtype, device, trust_remote_code, spreads=True)
         return cls(model, processor, digest_files(cls.files(directory)), codebook, decoder)
 
     @classmethod

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from isic_ray.errors import UserError
+from isic_ray.models.spreading import SPREAD, spread_map
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -160,6 +161,8 @@ def resolve_device(name: str) -> torch.device:
     """A device by name; "auto" prefers CUDA. Raises UserError when it is unknown or not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == SPREAD:
+        raise UserError("model.device: spread serves the emu3 and chameleon families; choose auto, cpu or cuda")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -169,15 +172,19 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_stock(kind: Any, directory: Path, dtype: str, device: str, trust_remote_code: bool) -> Any:
+def load_stock(
+    kind: Any, directory: Path, dtype: str, device: str, trust_remote_code: bool, spreads: bool = False
+) -> Any:
     """A transformers model of class ``kind`` from its checkpoint, every weight of which was found.
 
-    Raises UserError naming the first weight that is missing or has another shape than config.json says.
+    ``spreads``: the adapter can use a model whose layers lie on several devices. Raises UserError naming the first weight that is missing or has another shape than config.json says.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    to_dtype, to_device = resolve_dtype(dtype), resolve_device(device)
     read_headers(weight_files(directory))
+    to_dtype, spread = resolve_dtype(dtype), spreads and device == SPREAD
+    place = {"device_map": spread_map(kind, directory)} if spread else {}
+    to_device = None if spread else resolve_device(device)
     disable_progress_bar()  # transformers draws one a checkpoint, into the middle of our own
     try:
         model, info = kind.from_pretrained(
@@ -186,6 +193,7 @@ def load_stock(kind: Any, directory: Path, dtype: str, device: str, trust_remote
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **place,
             ignore_mismatched_sizes=True,  # looked at below: transformers' own error names none of them
         )
     except Exception as error:
@@ -195,7 +203,7 @@ def load_stock(kind: Any, directory: Path, dtype: str, device: str, trust_remote
         raise UserError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}")
     for name, found, wanted in sorted(info["mismatched_keys"]):
         raise UserError(f"{directory}: {name} has shape {list(found)}, but config.json asks for {list(wanted)}")
-    return model.to(to_device)
+    return model if to_device is None else model.to(to_device)
 
 
 def load_processor(kind: Any, directory: Path, trust_remote_code: bool) -> Any:

@@ -74,7 +74,7 @@ class Emu3Model(VocabularyModel):
         files = cls.files(directory)
         codebook = read_table(directory, files, cls.codebook_key)
         processor = load_processor(Emu3Processor, directory, trust_remote_code)
-        model = load_stock(Emu3ForConditionalGeneration, directory, dtype, device, trust_remote_code)
+        model = load_stock(Emu3ForConditionalGeneration, directory, dtype, device, trust_remote_code, spreads=True)
         return cls(model, processor, digest_files(files), codebook)
 
     def export(self, artifact: SafeCodebook, directory: Path) -> None:
