@@ -177,7 +177,8 @@ def load_stock(
 ) -> Any:
     """A transformers model of class ``kind`` from its checkpoint, every weight of which was found.
 
-    ``spreads``: the adapter can use a model whose layers lie on several devices. Raises UserError naming the first weight that is missing or has another shape than config.json says.
+    ``spreads``: the adapter can use a model whose layers lie on several devices. Raises UserError naming the first
+    weight that is missing or has another shape than config.json says.
     """
     from transformers.utils.logging import disable_progress_bar
 
