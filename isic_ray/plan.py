@@ -17,6 +17,11 @@ def verdict_stage(codebook_digest: str) -> str:
     return f"verdicts-{codebook_digest[:12]}"
 
 
+def redrawn_stage(codebook_digest: str) -> str:
+    """The stage that holds the samples drawn anew under a codebook, for families whose tokens depend on it."""
+    return f"{TOKENS}-{codebook_digest[:12]}"
+
+
 def codebook_blob(codebook_digest: str) -> str:
     """The blob that holds an edited codebook as a `SafeCodebook`."""
     return f"codebooks/{codebook_digest}.safetensors"

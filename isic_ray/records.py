@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 SEAL = "record_sha256"  # the key of a record's own digest
 # Keys of `run.json` that must agree on resume, besides the fingerprint: inputs that the configuration only names.
-PINNED = ("model_digest", "prompts_digest")
+PINNED = ("model_digest", "judge_digest", "prompts_digest")
 
 
 class Damaged(UserError):
@@ -35,7 +35,7 @@ def fingerprint(config: Any) -> str:
 
 def differences(asked: Record, found: Record) -> list[str]:
     """ "edit.rank: 2 here, 3 in the run" for all that forbids resuming; [] when the run may be resumed."""
-    pinned = {key: asked[key] for key in PINNED if key in asked and asked[key] != found.get(key)}
+    pinned = {key: asked[key] for key in PINNED if key in asked and asked[key] != found.get(key, "")}
     lines = [f"{key}: {value} here, {found.get(key)} in the run" for key, value in pinned.items()]
     if asked["fingerprint"] == found.get("fingerprint"):
         return lines

@@ -23,8 +23,8 @@ from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit, start_crew, work
 from isic_ray.execution.training import DeltaJob, Weighted, has_blob, keep_rows, pair_rows, train_deltas, training_group
 from isic_ray.models.base import ModelFacts
-from isic_ray.models.registry import read_facts
-from isic_ray.plan import PAIRS, PROMPTS, TOKENS, Shard, codebook_blob, plan_shards, verdict_stage
+from isic_ray.models.registry import digest_judge, read_facts
+from isic_ray.plan import PAIRS, PROMPTS, TOKENS, Shard, codebook_blob, plan_shards, redrawn_stage, verdict_stage
 from isic_ray.prompts import load_prompts, prompts_digest
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample, Verdict
@@ -56,6 +56,7 @@ def create_run(
             "config": asdict(config),
             "fingerprint": fingerprint(config),
             "model_digest": facts.weights_digest,
+            "judge_digest": digest_judge(config.judge.model),
             "prompts_digest": prompts_digest(prompts),
             "plan": {"shard_size": config.execution.shard_size, "prompts": len(prompts)},
             **(more or {}),
@@ -168,6 +169,7 @@ class IsicLoop:
             digest = self.publish(table, number, self.config.edit.method)
             self.judge([digest], self.shards, f"round {number}: re-judge", known=best.digest)
             record |= self.decide(number, best, digest)
+            record["sampled"] += len(self.redrawn(digest))
             record |= {"strength": strength, "rows": int((table != self.facts.codebook).any(1).sum())}
             record |= {"rank": 0 if edit.basis is None else edit.basis.shape[1], "touched": self.touched.get(digest, 0)}
             if record["kept"]:
@@ -180,12 +182,24 @@ class IsicLoop:
 
     def still_flagged(self, best: Best) -> list[Pair]:
         """The pairs whose harmful sample the model still flags under the best codebook (all, with cumulative basis)."""
+        pairs = self.pairs_under(best.digest)
         if self.config.edit.basis == "cumulative":
-            return self.pairs
+            return pairs
         build = best.evidence.select(UNSAFE, BUILD)
         flags = best.evidence.unsafe(SELF, build)
         flagged = {sample.sample_id for sample, flag in zip(build, flags, strict=True) if flag}
-        return [pair for pair in self.pairs if pair.sample_id in flagged]
+        return [pair for pair in pairs if pair.sample_id in flagged]
+
+    def pairs_under(self, digest: str) -> list[Pair]:
+        """All pairs, with the harmful tokens that are drawn under a codebook where tokens depend on it."""
+        drawn = {sample.sample_id: sample.tokens for sample in self.redrawn(digest)}
+        return [replace(pair, harmful_tokens=drawn.get(pair.sample_id, pair.harmful_tokens)) for pair in self.pairs]
+
+    def redrawn(self, digest: str) -> list[Sample]:
+        """Samples drawn anew under a codebook; [] for families whose tokens do not depend on it."""
+        if digest == self.base_digest or not self.facts.tokens_depend_on_codebook:
+            return []
+        return self.run_dir.read(redrawn_stage(digest), Sample)
 
     def decide(self, number: int, best: Best, digest: str) -> Record:
         """Keep an edit that the self-judge finds safer on held-out prompts and sparing to benign ones (no auditors)."""
@@ -321,22 +335,22 @@ class IsicLoop:
             job = DeltaJob(edit.codebook, edit.basis, edit.changed if local else None)
             return self.train([job], keep_rows(safe, finetune, seed), stage)[0]
         history = [*self.history, best.evidence]
-        harmful, keep = self.harmful_rows(history), self.safe_rows(history)
+        harmful, keep = self.harmful_rows(history, self.pairs_under(best.digest)), self.safe_rows(history)
         usage = UsageCounts.empty(len(edit.codebook))
         usage.add(torch.tensor(harmful.tokens), torch.tensor(harmful.targets), self.benign_tokens())
         price = usage.price(self.config.edit.smoothing)
         job = DeltaJob(edit.codebook, None, usage.harmful >= finetune.min_count, finetune.loss, price)
         return self.train([job], pair_rows(harmful, keep, finetune, seed), stage)[0]
 
-    def harmful_rows(self, history: list[Evidence]) -> Weighted:
-        """All pairs; one that the model still flagged after k rounds is drawn 2^k times as often (boosting)."""
+    def harmful_rows(self, history: list[Evidence], pairs: list[Pair]) -> Weighted:
+        """All ``pairs``; one that the model still flagged after k rounds is drawn 2^k times as often (boosting)."""
         build = history[0].select(UNSAFE, BUILD)
         flags = np.array([evidence.unsafe(SELF, build) for evidence in history])  # [rounds so far, samples]
         times = dict(zip((sample.sample_id for sample in build), flags.sum(0), strict=True))
         return Weighted(
-            np.array([pair.harmful_tokens for pair in self.pairs], dtype=np.int32),
-            np.array([pair.safe_tokens for pair in self.pairs], dtype=np.int32),
-            np.array([2.0 ** times[pair.sample_id] for pair in self.pairs]),
+            np.array([pair.harmful_tokens for pair in pairs], dtype=np.int32),
+            np.array([pair.safe_tokens for pair in pairs], dtype=np.int32),
+            np.array([2.0 ** times[pair.sample_id] for pair in pairs]),
         )
 
     def safe_rows(self, history: list[Evidence]) -> Weighted:

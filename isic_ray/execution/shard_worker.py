@@ -26,6 +26,7 @@ from isic_ray.plan import (
     Shard,
     codebook_blob,
     plan_shards,
+    redrawn_stage,
     sample_id,
     sample_seed,
     verdict_stage,
@@ -55,6 +56,11 @@ class ShardWorker:
         if self.model.weights_digest != self.run.record["model_digest"]:
             raise UserError(
                 f"this machine's copy of {config.model.name!r} has other weights than the run at {uri} began with; "
+                "give every machine the same checkpoint, and empty its model cache"
+            )
+        if self.run.record.get("judge_digest", "") != getattr(self.model, "judge_digest", ""):
+            raise UserError(
+                f"this machine's copy of {config.judge.model!r} has other weights than the run at {uri} began with; "
                 "give every machine the same checkpoint, and empty its model cache"
             )
         self.auditors = load_auditors(config.judge.auditors)
@@ -96,7 +102,7 @@ class ShardWorker:
         samples = self.run.read_shard(TOKENS, name, Sample)
         if digest == self.base_digest or not self.model.tokens_depend_on_codebook:
             return samples
-        stage = f"{TOKENS}-{digest[:12]}"
+        stage = redrawn_stage(digest)
         if name not in self.run.committed(stage):
             self._table(digest)  # read before the work: an unreadable store is not the rows' fault
             attempt = Attempt.begin(self.run, stage, name)

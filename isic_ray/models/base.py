@@ -80,6 +80,8 @@ class SeesPixels(Protocol):
 class Judge(Protocol):
     """What judges pictures and rewrites prompts: a `UnifiedModel`, or a vision-language model that draws nothing."""
 
+    weights_digest: str  # sha256 hex over the weights
+
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
         """See `UnifiedModel.judge`; pictures may have any size."""
         ...

@@ -20,6 +20,11 @@ class PairedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["generator"], name)
 
+    @property
+    def judge_digest(self) -> str:
+        """sha256 hex over the judge's weights."""
+        return self.reader.weights_digest
+
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
         """P(yes) float32 ``[B,Q]`` by the judge."""
         return self.reader.judge(images, questions)

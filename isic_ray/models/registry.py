@@ -11,7 +11,7 @@ from typing import Any
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import Family, Judge, ModelFacts, UnifiedModel
-from isic_ray.models.checkpoints import read_model_type, resolve_checkpoint
+from isic_ray.models.checkpoints import digest_files, read_model_type, resolve_checkpoint, weight_files
 
 ENTRY_POINTS = "isic_ray.families"
 FAMILIES = (
@@ -94,6 +94,16 @@ def load_judge(config: ModelConfig) -> Judge:
     from isic_ray.models.vision_language import VisionLanguageJudge
 
     return VisionLanguageJudge.from_pretrained(config.name, config.dtype, config.device, config.trust_remote_code)
+
+
+def digest_judge(name: str) -> str:
+    """sha256 hex over the weights of ``judge.model``; "" for none. Raises UserError."""
+    if not name:
+        return ""
+    directory = resolve_checkpoint(name)
+    families = (f for f in known_families().values() if read_model_type(directory) in f.model_types)
+    family = next(families, None)
+    return digest_files(weight_files(directory) if family is None else adapter_of(family).files(directory))
 
 
 def read_facts(config: ModelConfig) -> ModelFacts:

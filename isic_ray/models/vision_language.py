@@ -15,7 +15,14 @@ from torch import Tensor
 
 from isic_ray.errors import UserError
 from isic_ray.models.adapter import picture_blocks
-from isic_ray.models.checkpoints import first_line, load_processor, load_stock, resolve_checkpoint
+from isic_ray.models.checkpoints import (
+    digest_files,
+    first_line,
+    load_processor,
+    load_stock,
+    resolve_checkpoint,
+    weight_files,
+)
 from isic_ray.models.decoding import answer_ids
 
 _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
@@ -24,9 +31,12 @@ _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
 class VisionLanguageJudge:
     """`Judge` over an image-text-to-text model with a chat template."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        """Take over ``model`` and freeze it. Raises UserError when the processor has no chat template."""
-        self.model, self.processor = model.eval().requires_grad_(False), processor
+    def __init__(self, model: Any, processor: Any, digest: str) -> None:
+        """Take over ``model``, whose weights have ``digest``, and freeze it.
+
+        Raises UserError when the processor has no chat template.
+        """
+        self.model, self.processor, self.weights_digest = model.eval().requires_grad_(False), processor, digest
         if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
             raise UserError(f"judge.model: {type(processor).__name__} has no chat template to ask questions through")
 
@@ -43,7 +53,7 @@ class VisionLanguageJudge:
             model = load_stock(AutoModelForImageTextToText, directory, dtype, device, trust_remote_code)
         except UserError as error:
             raise UserError(f"judge.model {name!r}: {first_line(error)}") from error
-        return cls(model, processor)
+        return cls(model, processor, digest_files(weight_files(directory)))
 
     @torch.inference_mode()
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:

@@ -79,7 +79,7 @@ def test_other_settings_are_refused_by_name(uri: str) -> None:
     assert "weapon" not in message
 
 
-@pytest.mark.parametrize("pinned", ["model_digest", "prompts_digest"])
+@pytest.mark.parametrize("pinned", ["model_digest", "judge_digest", "prompts_digest"])
 def test_same_settings_that_name_other_inputs_are_refused(uri: str, pinned: str) -> None:
     Run.create_or_resume(uri, record_of(RunConfig(), **{pinned: "old"}))
     with pytest.raises(UserError, match=f"{pinned}: new here, old in the run"):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
-from isic_ray.execution.loop import create_run
+from isic_ray.execution.loop import IsicLoop, create_run
+from isic_ray.execution.progress import Progress
 from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import read_facts
-from isic_ray.plan import TOKENS, codebook_blob, verdict_stage
+from isic_ray.plan import TOKENS, codebook_blob, redrawn_stage, verdict_stage
 from isic_ray.prompts import load_prompts
-from isic_ray.schema import UNSAFE, Pair, Sample, Verdict
+from isic_ray.schema import BUILD, UNSAFE, Pair, Sample, Verdict
 from tests.pipeline.test_families import CASES, SAMPLING, configure
 
 
@@ -36,12 +38,21 @@ def test_shards_are_drawn_judged_paired_and_judged_again(family: str, tmp_path: 
     digest = table_digest(edited)
     artifact = SafeCodebook.from_tables(facts.codebook, edited, ArtifactMeta("test", family))
     run.put_blob(codebook_blob(digest), artifact.to_bytes())
-    name = next(name for name, shard in worker.shards.items() if shard.role == UNSAFE)
+    name = next(name for name, shard in worker.shards.items() if shard.role == UNSAFE and shard.split == BUILD)
     assert worker.judge(name, digest)["touched"] > 0
-    redrawn = f"{TOKENS}-{digest[:12]}" in {path.name for path in (tmp_path / "run" / "commits").iterdir()}
+    redrawn = redrawn_stage(digest) in {path.name for path in (tmp_path / "run" / "commits").iterdir()}
     assert redrawn == facts.tokens_depend_on_codebook
+    loop = IsicLoop(config, run, load_prompts(config.prompts), facts, Progress(io.StringIO()))
+    loop.load()
+    pairs = loop.pairs_under(digest)
+    assert [pair.safe_tokens for pair in pairs] == [pair.safe_tokens for pair in loop.pairs]
+    assert (pairs != loop.pairs) == redrawn
     if redrawn:
-        sample = run.read_shard(f"{TOKENS}-{digest[:12]}", name, Sample)[0]
+        anew = {sample.sample_id: sample.tokens for sample in run.read(redrawn_stage(digest), Sample)}
+        assert any(pair.sample_id in anew for pair in pairs)
+        assert all(pair.harmful_tokens == anew.get(pair.sample_id, pair.harmful_tokens) for pair in pairs)
+        assert len(loop.redrawn(digest)) == len(anew) == len(worker.shards[name].cells)
+        sample = run.read_shard(redrawn_stage(digest), name, Sample)[0]
         text, settings = (
             worker.prompts[sample.prompt_id].text,
             SamplingSettings(SAMPLING.guidance, SAMPLING.temperature),

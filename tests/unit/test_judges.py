@@ -14,7 +14,7 @@ from isic_ray.config import JudgeConfig, ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import Judge, UnifiedModel
 from isic_ray.models.pair import PairedModel
-from isic_ray.models.registry import load_judge, load_model, load_pair
+from isic_ray.models.registry import digest_judge, load_judge, load_model, load_pair
 from isic_ray.models.vision_language import VisionLanguageJudge
 from isic_ray.testing import UnifiedModelConformance
 from tests.tiny_checkpoints import chameleon, emu3, llamagen, llava
@@ -52,6 +52,7 @@ def pictures(count: int) -> np.ndarray:
 def test_a_vision_language_model_judges_as_stock_does(vlm: Path) -> None:
     judge = load_judge(ModelConfig(str(vlm), device="cpu"))
     assert isinstance(judge, VisionLanguageJudge)
+    assert judge.weights_digest == digest_judge(str(vlm))
     stock, processor = LlavaForConditionalGeneration.from_pretrained(vlm), LlavaProcessor.from_pretrained(vlm)
     words = processor.tokenizer.get_vocab()
     found = judge.judge(pictures(3), QUESTIONS)
@@ -74,6 +75,7 @@ def test_another_family_judges(generator: Path, folder: Path, build: object) -> 
     drawn = pair.decode(torch.zeros(2, pair.tokens_per_image, dtype=torch.int32))
     assert torch.equal(pair.judge(drawn, QUESTIONS), alone.judge(drawn, QUESTIONS))
     assert pair.rewrite(["a knife"], "rewrite : {prompt}") == alone.rewrite(["a knife"], "rewrite : {prompt}")
+    assert pair.judge_digest == digest_judge(judge) == alone.weights_digest
     assert (pair.family, pair.weights_digest) == ("llamagen", load_model(ModelConfig(str(generator))).weights_digest)
 
 
