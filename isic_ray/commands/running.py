@@ -16,6 +16,9 @@ TOKENS_PER_PICTURE = {
     "pictogram": 36,
     "deepseek-community/Janus-Pro-1B": 576,
     "deepseek-community/Janus-Pro-7B": 576,
+    "BAAI/Emu3-Gen-hf": 8100,
+    "leloy/Anole-7b-v0.1-hf": 1024,
+    "mit-han-lab/vila-u-7b-256": 1024,
 }
 
 

@@ -10,7 +10,7 @@ import yaml
 from isic_ray.config import RECIPES, RunConfig, describe, load_config
 
 JANUS = ["janus-pro-1b", "janus-pro-7b"]
-OTHERS = ["anole-7b", "emu3", "llamagen-xl"]
+OTHERS = ["anole-7b", "emu3", "llamagen-xl", "vila-u-7b"]
 NAMES = sorted(["demo", *JANUS, *OTHERS])
 
 
@@ -61,6 +61,7 @@ def test_janus_pro_runs_on_gpus(name: str) -> None:
     [
         ("emu3", 3.0, 2048, 1.0, "BAAI/Emu3-Chat-hf"),
         ("anole-7b", 3.0, 0, 0.9, ""),
+        ("vila-u-7b", 3.0, 900, 0.96, ""),
         ("llamagen-xl", 7.5, 1000, 1.0, "Qwen/Qwen2.5-VL-7B-Instruct"),
     ],
 )
