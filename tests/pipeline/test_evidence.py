@@ -210,7 +210,7 @@ class Blind:
 
 
 def test_a_judge_blind_to_one_concept_raises_the_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(config: Any, uri: str, units: Any, *_: Any) -> list[dict[str, Any]]:
+    def work(config: Any, uri: str, units: Any, *_: Any, **__: Any) -> list[dict[str, Any]]:
         worker = ShardWorker(config, uri)
         worker.model = Blind(worker.model, "gore")
         return [
