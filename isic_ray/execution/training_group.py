@@ -67,8 +67,8 @@ class TrainingGroup:
     def __enter__(self) -> TrainingGroup:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.close(wait=kind is None)
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def carry_out(self, order: dict[str, Any]) -> None:
         """Returns once the workers have; raises what ended them early."""
@@ -84,14 +84,15 @@ class TrainingGroup:
         if not self._config.execution.keep_workers:
             self.close()
 
-    def close(self, wait: bool = True) -> None:
-        """Lets the workers go; without ``wait`` they are left to end with Ray."""
-        if self._thread is None:
-            return
-        self._desk.close.remote()
-        if wait:
-            self._thread.join()
-        self._thread = None
+    def close(self) -> None:
+        """Lets the workers go, and does not wait for it.
+
+        On a Ray without a dashboard, Ray Train's controller ends 12 s after its workers: a helper of its own asks the
+        dashboard whether the controller lives.
+        """
+        if self._thread is not None:
+            self._desk.close.remote()
+            self._thread = None
 
     def _start(self) -> None:
         import ray
