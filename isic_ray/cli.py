@@ -28,7 +28,7 @@ degraded), 2 the input must be mended, 130 stopped.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. UserErrors become one line on stderr."""
-    from isic_ray.errors import UserError
+    from isic_ray.errors import user_error_in
 
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -44,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nisic: stopped; run the same command again to go on", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
-        found = error if isinstance(error, UserError) else cause
-        if not isinstance(found, UserError):
+        found = user_error_in(error)
+        if found is None:
             raise
         print(f"isic: {' '.join(str(found).split())}", file=sys.stderr)
         return USER_ERROR

@@ -58,8 +58,9 @@ class Crew:
         self._dispatcher.join.remote()
 
     def hand_over(self, batch: Batch) -> Batch:
-        """One batch, done by whoever is free."""
-        return self.map([batch])[0]
+        """The answers for a batch of units, each done alone by whoever is free; as Ray Data's map function."""
+        answers = self.map([{"unit": [unit]} for unit in batch["unit"]])
+        return {name: [value for answer in answers for value in answer[name]] for name in answers[0]}
 
     def map(self, batches: list[Batch]) -> list[Batch]:
         """All batches, answers in their order."""

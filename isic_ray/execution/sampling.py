@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from isic_ray.config import ExecutionConfig, RunConfig
+from isic_ray.errors import UserError
 from isic_ray.execution.crew import Crew
 from isic_ray.execution.isolation import DeviceLost
 from isic_ray.execution.observability import Meter, Throughput
@@ -30,10 +31,16 @@ class ShardActor:
 
         execution = config.execution
         torch.set_num_threads(execution.threads_per_actor or max(1, math.ceil(execution.cpus_per_actor)))
-        self._worker = self.worker(config, uri)
         self._meter = Meter()
+        self._refusal: UserError | None = None
+        try:
+            self._worker = self.worker(config, uri)
+        except UserError as error:  # raised here, Ray would say it in its own words, and try once more
+            self._refusal = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        if self._refusal:
+            raise self._refusal
         try:
             return self._results(batch)
         except DeviceLost:  # Ray starts a new process, and `isolation` finds the row that did it
@@ -73,10 +80,12 @@ def work(
         return []
     execution = config.execution
     _be_patient(execution)
-    dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
-    if crew:
-        results = dataset.map_batches(crew.hand_over, batch_size=1, num_cpus=0, concurrency=crew.size)
+    rows = [{"unit": json.dumps(unit)} for unit in units]
+    if crew:  # two tasks hand over some units at a time, so that no member waits for Ray Data
+        dataset = ray.data.from_items(rows, override_num_blocks=math.ceil(len(units) / crew.size))
+        results = dataset.map_batches(crew.hand_over, batch_size=None, num_cpus=0, concurrency=2)
     else:
+        dataset = ray.data.from_items(rows, override_num_blocks=len(units))
         results = dataset.map_batches(
             actor,
             fn_constructor_args=(config, uri),

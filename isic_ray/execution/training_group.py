@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from typing import Any
 
@@ -61,8 +60,7 @@ class TrainingGroup:
     def __init__(self, config: RunConfig, train_loop: Any, loop_config: dict[str, Any]) -> None:
         self._config, self._train_loop, self._loop_config = config, train_loop, loop_config
         self._desk: Any = None
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._fit: Any = None  # Ray Train's call, which lasts as long as the workers
 
     def __enter__(self) -> TrainingGroup:
         return self
@@ -74,46 +72,42 @@ class TrainingGroup:
         """Returns once the workers have; raises what ended them early."""
         import ray
 
-        if self._thread is None:
+        if self._fit is None:
             self._start()
         number = ray.get(self._desk.give.remote(order))
         while ray.get(self._desk.done.remote()) < number:
-            if self._thread is not None and not self._thread.is_alive():
-                raise self._error or RuntimeError("the training workers ended before their work was done")
-            time.sleep(_POLL_S)
+            if ray.wait([self._fit], timeout=_POLL_S)[0]:
+                ray.get(self._fit)
+                raise RuntimeError("the training workers ended before their work was done")
         if not self._config.execution.keep_workers:
             self.close()
 
     def close(self) -> None:
         """Lets the workers go, and does not wait for it.
 
-        On a Ray without a dashboard, Ray Train's controller ends 12 s after its workers: a helper of its own asks the
-        dashboard whether the controller lives.
+        On a Ray without a dashboard, Ray Train ends up to 12 s after its workers: a helper of its own asks the
+        dashboard whether the training lives.
         """
-        if self._thread is not None:
+        if self._fit is not None:
             self._desk.close.remote()
-            self._thread = None
+            self._fit = None
 
     def _start(self) -> None:
         import ray
-        from ray.train.torch import TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._error = None
         self._desk = ray.remote(num_cpus=0)(Desk).remote()
-        trainer = TorchTrainer(
-            self._train_loop,
-            train_loop_config={**self._loop_config, "desk": self._desk},
-            **_trainer_settings(self._config.finetune, self._config.execution.keep_workers),
-        )
-        # Ray Train's own handler of Ctrl-C is for a driver that waits in fit; this one waits elsewhere.
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
-        self._thread.start()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        fit = ray.remote(num_cpus=0, scheduling_strategy=here)(_fit)
+        settings = (self._config.finetune, self._config.execution.keep_workers)
+        self._fit = fit.remote(self._train_loop, {**self._loop_config, "desk": self._desk}, *settings)
 
-    def _fit(self, trainer: Any) -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            self._error = error
+
+def _fit(train_loop: Any, loop_config: dict[str, Any], finetune: FinetuneConfig, kept: bool) -> None:
+    """A task: Ray Train, which blocks and handles Ctrl-C by itself, so it is not for a driver that does other work."""
+    from ray.train.torch import TorchTrainer
+
+    TorchTrainer(train_loop, train_loop_config=loop_config, **_trainer_settings(finetune, kept)).fit()
 
 
 def _trainer_settings(finetune: FinetuneConfig, kept: bool) -> dict[str, Any]:

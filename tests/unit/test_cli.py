@@ -136,6 +136,13 @@ def test_user_errors_are_one_line_without_traceback(fake: Fake, capsys: pytest.C
     fake.error = RuntimeError("RayTaskError")
     fake.error.cause = UserError("a worker found no model.")  # type: ignore[attr-defined]
     assert isic(capsys, "demo") == (2, "", "isic: a worker found no model.\n")
+    fake.error = RuntimeError("TrainingFailedError")
+    fake.error.worker_failures = {1: RuntimeError("RayTaskError")}  # type: ignore[attr-defined]
+    fake.error.worker_failures[1].cause = UserError("a worker found no tower.")  # type: ignore[attr-defined]
+    assert isic(capsys, "demo") == (2, "", "isic: a worker found no tower.\n")
+    fake.error = UserError("the file is no table.")
+    fake.error.__cause__ = ValueError("column 3")
+    assert isic(capsys, "demo") == (2, "", "isic: the file is no table.\n")
 
 
 def test_bugs_keep_their_traceback(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
