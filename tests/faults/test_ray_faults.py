@@ -6,9 +6,9 @@ Run with `pytest -m slow tests/faults/test_ray_faults.py`; minutes, since Ray st
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def whole(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def disturb(out: Path, act: Callable[[str], bool]) -> list[str]:
+def disturb(out: Path, act: Callable[[str], bool], running: Future[Any]) -> list[str]:
     """Acts once in each stage while the run at ``out`` is under way; returns the stages in which it did."""
 
     def commits(stage: str) -> int:
@@ -106,7 +106,7 @@ def disturb(out: Path, act: Callable[[str], bool]) -> list[str]:
     done = []
     deadline = time.monotonic() + 1500
     for stage, begun, title in plan:
-        while time.monotonic() < deadline and not (out / "summary.json").exists():
+        while time.monotonic() < deadline and not running.done():
             if begun() and act(title):
                 done.append(stage)
                 break
@@ -118,11 +118,11 @@ def disturb(out: Path, act: Callable[[str], bool]) -> list[str]:
 def test_a_fault_in_each_stage(
     machines: Machines, whole: Path, tmp_path: Path, fault: str, figures: Callable[..., None]
 ) -> None:
-    out, acted = tmp_path / "run", list[str]()
-    watcher = threading.Thread(target=lambda: acted.extend(disturb(out, getattr(machines, fault))))
-    watcher.start()
-    run_isic(CONFIG, str(out))
-    watcher.join()
+    out = tmp_path / "run"
+    with ThreadPoolExecutor(1) as driver:  # the run, since only the main thread may start a node
+        running = driver.submit(run_isic, CONFIG, str(out))
+        acted = disturb(out, getattr(machines, fault), running)
+        running.result()
     run = Run.open(str(out))
     assert acted == ["draw", "train", "judge"]
     assert essence(run) == essence(Run.open(str(whole)))
