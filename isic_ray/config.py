@@ -189,7 +189,7 @@ class LoopConfig:
 class ExecutionConfig:
     """Where and how wide it runs. Changes no result, so it is not part of the fingerprint."""
 
-    address: str = "auto"  # Ray cluster address; "auto" joins a running one or starts a local one; "local" starts one
+    address: str = "auto"  # Ray address; auto = a Ray that runs, else a new one; local = a new one; jobs keep to theirs
     min_actors: int = 1  # sampling and judging actors kept
     max_actors: int = 1  # ... and grown to
     cpus_per_actor: float = 1.0  # CPUs that Ray sets aside for each

@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py --out tests/results/benchmark.json          # about 6 minutes on 2 idle cores
     python jobs/benchmark.py --models janus-pro-1b janus-pro-7b          # on a GPU: published shapes, random weights
+    ray job submit --working-dir . --entrypoint-num-gpus 1 -- python jobs/benchmark.py --models janus-pro-1b
 
 sampler: our loop and stock `generate`, by turns, with the same model, prompts and settings; greedy tokens compared.
 stages:  pictures a second of each stage. profile: what sampling spends its time on. memory: 100 batches.

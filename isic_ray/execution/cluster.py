@@ -54,6 +54,8 @@ def _start(config: ExecutionConfig, verbose: bool) -> None:
     import ray
 
     address: str | None = config.address
+    if address == "local" and _in_job():
+        address = "auto"  # the cluster that runs the job; a Ray within it would lack the job's files
     if address == "auto" and not os.environ.get("RAY_ADDRESS"):
         address = None  # no cluster was named: Ray joins one that runs on this machine, else starts one
     local = address in (None, "local")
@@ -78,9 +80,13 @@ def _start(config: ExecutionConfig, verbose: bool) -> None:
 
 def _location_settings() -> dict[str, str]:
     """What tells workers of a cluster where the store is; nothing inside a Ray job, whose own settings they have."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if _in_job():
         return {}
     return {name: os.environ[name] for name in LOCATION if "@" not in os.environ.get(name, "@")}
+
+
+def _in_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def check_nodes(uri: str) -> None:

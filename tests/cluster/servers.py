@@ -58,6 +58,7 @@ def ray_head(folder: Path, environment: dict[str, str], options: Sequence[str]) 
     """
     ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"  # jobs say `python`
     server = {**clean, **environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
     command = [RAY, "start", "--head", "--block", f"--temp-dir={folder}", "--disable-usage-stats"]
     command += ["--dashboard-host=127.0.0.1", *(f"--{name}={port}" for name, port in ports.items()), *options]
