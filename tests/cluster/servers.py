@@ -51,12 +51,15 @@ def s3_server(folder: Path, bucket: str) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def ray_head(folder: Path, environment: dict[str, str], options: Sequence[str]) -> Iterator[dict[str, str]]:
+def ray_head(
+    folder: Path, environment: dict[str, str], options: Sequence[str], port: int = 0
+) -> Iterator[dict[str, str]]:
     """A Ray head with token authentication and a job server; yields the environment of its clients.
 
-    ``folder`` must have a short path: Ray puts sockets there.
+    It listens at ``port`` (0: a free one). ``folder`` must have a short path: Ray puts sockets there.
     """
     ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+    ports["port"] = port or ports["port"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"  # jobs say `python`
     server = {**clean, **environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}

@@ -20,14 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util import get_node_ip_address
 
 from isic_ray.runs import Run
-from tests.cluster.servers import TOKEN, ray_head
+from tests.cluster.servers import TOKEN, free_port, ray_head
 
 pytestmark = pytest.mark.slow
 
 ACCELERATOR = "fake_gpu"
-AUTOSCALING = {
+COMMANDS = (
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+AUTOSCALING: dict[str, Any] = {
     "cluster_name": "fake",
     "max_workers": 4,
     "idle_timeout_minutes": 0.1,
@@ -47,6 +57,9 @@ AUTOSCALING = {
     },
     "head_node_type": "ray.head.default",
     "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    **dict.fromkeys(COMMANDS, []),  # the autoscaler insists on them
 }
 SMALL = ["prompts.limit=16", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=4", "execution.batch_size=4"]
 ELASTIC = [f"execution.accelerator={ACCELERATOR}", "execution.cpus_per_actor=0", "execution.threads_per_actor=1"]
@@ -55,11 +68,13 @@ ELASTIC = [f"execution.accelerator={ACCELERATOR}", "execution.cpus_per_actor=0",
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     folder = Path(tempfile.mkdtemp(prefix="ia-", dir="/tmp"))
-    (folder / "autoscaling.json").write_text(json.dumps(AUTOSCALING))
+    port = free_port()
+    provider = {**AUTOSCALING["provider"], "gcs_address": f"{get_node_ip_address()}:{port}"}
+    (folder / "autoscaling.json").write_text(json.dumps({**AUTOSCALING, "provider": provider}))
     environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     options = ["--num-cpus=2", f"--autoscaling-config={folder / 'autoscaling.json'}"]
     try:
-        with ray_head(folder / "ray", environment, options) as client:
+        with ray_head(folder / "ray", environment, options, port) as client:
             yield {**client, "FOLDER": str(folder / "ray")}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -125,8 +140,16 @@ def test_a_run_grows_from_none_to_four_survives_a_loss_and_leaves_none(cluster: 
     assert watch.alive == 0
     environment = {**cluster, "RAY_ADDRESS": cluster["GCS_ADDRESS"]}
     out = tmp_path / "elastic"
-    elastic = run(out, environment, *ELASTIC, "execution.min_actors=1", "execution.max_actors=4")
-    deadline = time.monotonic() + 900
+    elastic = run(
+        out,
+        environment,
+        *ELASTIC,
+        "execution.min_actors=1",
+        "execution.max_actors=4",
+        "execution.address=auto",
+        "execution.keep_workers=false",
+    )
+    deadline = time.monotonic() + 180
     while watch.alive < 4 or not list((out / "commits").glob("tokens/*.json")):
         assert elastic.poll() is None, elastic.stderr.read() if elastic.stderr else ""
         assert time.monotonic() < deadline, watch.seen
