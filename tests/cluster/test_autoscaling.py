@@ -59,9 +59,9 @@ AUTOSCALING: dict[str, Any] = {
     "auth": {},
     "docker": {},
     "file_mounts": {},
-    **dict.fromkeys(COMMANDS, []),  # the autoscaler insists on them
+    **{name: [] for name in COMMANDS},  # the autoscaler insists on them
 }
-SMALL = ["prompts.limit=16", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=4", "execution.batch_size=4"]
+SMALL = ["prompts.limit=200", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=4", "execution.batch_size=4"]
 ELASTIC = [f"execution.accelerator={ACCELERATOR}", "execution.cpus_per_actor=0", "execution.threads_per_actor=1"]
 
 
