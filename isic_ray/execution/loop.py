@@ -98,11 +98,12 @@ class IsicLoop:
 
     def run(self) -> Record:
         """`improve`, with workers that live no longer than that. Returns the summary."""
-        with self.trainers:
-            summary = self.improve()
-        if self.crew:
-            self.crew.close()
-        return summary
+        try:
+            with self.trainers:
+                return self.improve()
+        finally:
+            if self.crew:
+                self.crew.close()
 
     def improve(self) -> Record:
         """Generate and judge; then edit, fine-tune, re-judge and keep or roll back, until no round improves."""
