@@ -170,7 +170,7 @@ class IsicLoop:
             digest = self.publish(table, number, self.config.edit.method)
             self.judge([digest], self.shards, f"round {number}: re-judge", known=best.digest)
             record |= self.decide(number, best, digest)
-            record["sampled"] += len(self.redrawn(digest))
+            record["sampled"] += sum(c.rows for c in self.run_dir.committed(redrawn_stage(digest)).values())
             record |= {"strength": strength, "rows": int((table != self.facts.codebook).any(1).sum())}
             record |= {"rank": 0 if edit.basis is None else edit.basis.shape[1], "touched": self.touched.get(digest, 0)}
             if record["kept"]:

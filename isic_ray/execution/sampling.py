@@ -79,7 +79,7 @@ def work(
     if not units:
         return []
     execution = config.execution
-    _be_patient(execution)
+    _configure_data(execution)
     rows = [{"unit": json.dumps(unit)} for unit in units]
     if crew:  # two tasks hand over some units at a time, so that no member waits for Ray Data
         dataset = ray.data.from_items(rows, override_num_blocks=math.ceil(len(units) / crew.size))
@@ -120,7 +120,7 @@ def _resources(execution: ExecutionConfig) -> dict[str, Any]:
     }
 
 
-def _be_patient(execution: ExecutionConfig) -> None:
+def _configure_data(execution: ExecutionConfig) -> None:
     import ray
 
     context = ray.data.DataContext.get_current()

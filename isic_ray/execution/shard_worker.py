@@ -53,16 +53,16 @@ class ShardWorker:
     def __init__(self, config: RunConfig, uri: str) -> None:
         self.config, self.run = config, Run.open(uri)
         self.model = load_pair(config.model, config.judge.model)
-        if self.model.weights_digest != self.run.record["model_digest"]:
-            raise UserError(
-                f"this machine's copy of {config.model.name!r} has other weights than the run at {uri} began with; "
-                "give every machine the same checkpoint, and empty its model cache"
-            )
-        if self.run.record.get("judge_digest", "") != getattr(self.model, "judge_digest", ""):
-            raise UserError(
-                f"this machine's copy of {config.judge.model!r} has other weights than the run at {uri} began with; "
-                "give every machine the same checkpoint, and empty its model cache"
-            )
+        here, record = self.model, self.run.record
+        for name, found, pinned in (
+            (config.model.name, here.weights_digest, record["model_digest"]),
+            (config.judge.model, getattr(here, "judge_digest", ""), record.get("judge_digest", "")),
+        ):
+            if found != pinned:
+                raise UserError(
+                    f"this machine's copy of {name!r} has other weights than the run at {uri} began with; "
+                    "give every machine the same checkpoint, and empty its model cache"
+                )
         self.auditors = load_auditors(config.judge.auditors)
         self.base_digest = table_digest(self.model.codebook)
         prompts = self.run.read(PROMPTS, Prompt)

@@ -183,9 +183,9 @@ def load_stock(
     from transformers.utils.logging import disable_progress_bar
 
     read_headers(weight_files(directory))
-    to_dtype, spread = resolve_dtype(dtype), spreads and device == SPREAD
-    place = {"device_map": spread_map(kind, directory)} if spread else {}
-    to_device = None if spread else resolve_device(device)
+    to_dtype = resolve_dtype(dtype)
+    place = {"device_map": spread_map(kind, directory)} if spreads and device == SPREAD else {}
+    to_device = None if place else resolve_device(device)
     disable_progress_bar()  # transformers draws one a checkpoint, into the middle of our own
     try:
         model, info = kind.from_pretrained(

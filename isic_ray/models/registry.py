@@ -6,6 +6,7 @@ import importlib
 import re
 from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from isic_ray.config import ModelConfig
@@ -88,8 +89,7 @@ def load_pair(config: ModelConfig, judge: str = "") -> UnifiedModel:
 
 def load_judge(config: ModelConfig) -> Judge:
     """A model of a known family, or any vision-language model that transformers loads. Raises UserError."""
-    model_type = read_model_type(resolve_checkpoint(config.name))
-    if any(model_type in family.model_types for family in known_families().values()):
+    if _family_in(resolve_checkpoint(config.name)):
         return load_model(config)
     from isic_ray.models.vision_language import VisionLanguageJudge
 
@@ -101,9 +101,8 @@ def digest_judge(name: str) -> str:
     if not name:
         return ""
     directory = resolve_checkpoint(name)
-    families = (f for f in known_families().values() if read_model_type(directory) in f.model_types)
-    family = next(families, None)
-    return digest_files(weight_files(directory) if family is None else adapter_of(family).files(directory))
+    family = _family_in(directory)
+    return digest_files(adapter_of(family).files(directory) if family else weight_files(directory))
 
 
 def read_facts(config: ModelConfig) -> ModelFacts:
@@ -145,6 +144,12 @@ def adapter_of(family: Family) -> Any:
     """The adapter class of a family."""
     module, _, name = family.adapter.partition(":")
     return getattr(importlib.import_module(module), name)  # adapters are heavy: import the one that is used
+
+
+def _family_in(directory: Path) -> Family | None:
+    """The known family of a checkpoint, by its model_type; None for another model of transformers."""
+    model_type = read_model_type(directory)
+    return next((family for family in known_families().values() if model_type in family.model_types), None)
 
 
 def _refuse(family: str, name: str) -> None:
