@@ -16,6 +16,7 @@ SWEEPS = RECIPES / "sweeps"
 SEARCHES = ("random", "asha", "optuna")
 _SECTIONS = ("edit.", "finetune.", "loop.")  # what changes no token: all trials share the pictures
 _THRESHOLD = "judge.threshold"
+_WHERE = ("finetune.workers", "finetune.gpu")  # where deltas are trained: the trials share those workers
 
 Point = dict[str, Any]  # key → value
 
@@ -67,6 +68,8 @@ class SweepConfig:
                     f"space.{key} would change what is drawn, but the trials of a sweep share their pictures; "
                     f"search keys of edit, finetune and loop, or {_THRESHOLD}."
                 )
+            if key in _WHERE:
+                raise UserError(f"space.{key} cannot be searched: the trials share their workers; give it under set.")
             for value in domain.ends:
                 self.at({key: value})  # raises UserError for what no run would accept
         for key, value in self.first().items():

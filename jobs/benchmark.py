@@ -235,8 +235,7 @@ def rounds(limit: int) -> Figures:
     What it costs depends on which rows of the codebook changed, not on how: for fine-tuning, every row that it may move
     is moved a little.
     """
-    from isic_ray.execution.generation import create_run
-    from isic_ray.execution.loop import Best, IsicLoop
+    from isic_ray.execution.loop import Best, IsicLoop, create_run
     from isic_ray.execution.progress import Progress
     from isic_ray.execution.sampling import ShardActor
     from isic_ray.models.registry import read_facts

@@ -11,6 +11,7 @@ memory: a million samples, planned and dispatched.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -24,27 +25,39 @@ from typing import Any
 
 from isic_ray.config import ExecutionConfig, LoopConfig, PromptsConfig, RunConfig, load_config
 from isic_ray.execution.cluster import connected
-from isic_ray.execution.generation import create_run
+from isic_ray.execution.loop import create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import ShardActor, Unit, work
+from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.plan import plan_shards
 from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt
 
 BATCH_S, BATCHES = 0.2, 10  # a simulated device's batch, and batches a shard
+INSTANT = "instant"  # as the run's place: a device that takes no time
 PARTS = ("weak-scaling", "overhead", "memory")
 Figures = dict[str, Any]
 
 
-class WaitingActor(ShardActor):
-    """Takes as long for a shard as a device would, and no processor."""
+class Device(ShardWorker):
+    """Loads nothing: takes as long for a shard as a device would, and no processor."""
 
     def __init__(self, config: RunConfig, uri: str) -> None:
-        self.batches = 0 if uri == "instant" else BATCHES
+        self.batches = 0 if uri == INSTANT else BATCHES
+
+    def wait(self) -> None:
+        for _ in range(self.batches):
+            time.sleep(BATCH_S)
+
+
+class WaitingActor(ShardActor):
+    """The real stage's actor before a simulated device."""
+
+    worker = Device
+    _worker: Device
 
     def _timed(self, unit: Unit) -> dict[str, Any]:
         began = time.time()
-        for _ in range(self.batches):
-            time.sleep(BATCH_S)
+        self._worker.wait()
         ended = time.time()
         return {"actor": os.getpid(), "seconds": ended - began, "began": began, "ended": ended}
 
@@ -53,7 +66,7 @@ def weak_scaling(actors: int, shards_each: int) -> Figures:
     """Share of the time that actors work, from when the last has begun to when the first runs out of shards."""
     execution = ExecutionConfig(min_actors=actors, max_actors=actors, cpus_per_actor=0.05)
     units = [{"do": "judge", "shard": str(n), "codebook": ""} for n in range(actors * shards_each)]
-    rows = work(RunConfig(execution=execution), "", units, lambda _: 1, Progress(), WaitingActor)
+    rows = work(RunConfig(execution=execution), "", units, lambda _: 1, Progress(io.StringIO()), WaitingActor)
     by_actor: dict[int, list[Figures]] = {}
     for row in rows:
         by_actor.setdefault(row["actor"], []).append(row)
@@ -70,7 +83,6 @@ def weak_scaling(actors: int, shards_each: int) -> Figures:
 
 def overhead(shards: int, repeats: int) -> Figures:
     """Seconds a shard in a plain loop in one process, and between commits of one actor in Ray Data; medians."""
-    from isic_ray.execution.shard_worker import ShardWorker
     from isic_ray.models.registry import read_facts
     from isic_ray.prompts import load_prompts
 
@@ -89,7 +101,7 @@ def overhead(shards: int, repeats: int) -> Figures:
         plain.append((time.perf_counter() - started) / (len(names) - 1))
         run = create_run(base, tempfile.mkdtemp(prefix="isic-ray-"), prompts, facts)
         units: list[Unit] = [{"do": "draw", "shard": name, "codebook": ""} for name in names]
-        rows = work(base, run.store.uri, units, lambda _: 16, Progress(), TimedActor)
+        rows = work(base, run.store.uri, units, lambda _: 16, Progress(io.StringIO()), TimedActor)
         ends = sorted(row["ended"] for row in rows)
         ray_s.append((ends[-1] - ends[0]) / (len(ends) - 1))
     extra = statistics.median(r / p - 1 for r, p in zip(ray_s, plain, strict=True))
@@ -118,7 +130,7 @@ def memory(samples: int, samples_per_prompt: int) -> Figures:
     execution = ExecutionConfig(min_actors=2, max_actors=2, cpus_per_actor=0.05)
     units = [{"do": "draw", "shard": shard.name, "codebook": ""} for shard in shards]
     started = time.perf_counter()
-    rows = work(RunConfig(execution=execution), "instant", units, lambda _: 128, Progress(), WaitingActor)
+    rows = work(RunConfig(execution=execution), INSTANT, units, lambda _: 128, Progress(io.StringIO()), WaitingActor)
     return {
         "samples": sum(len(shard.cells) for shard in shards),
         "prompts": len(prompts),

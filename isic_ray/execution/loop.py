@@ -21,7 +21,15 @@ from isic_ray.execution.crew import Crew
 from isic_ray.execution.isolation import losses, set_aside
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit, start_crew, work
-from isic_ray.execution.training import DeltaJob, Weighted, has_blob, keep_rows, pair_rows, train_deltas, training_group
+from isic_ray.execution.training import (
+    DeltaJob,
+    Weighted,
+    has_blob,
+    keep_rows,
+    pair_rows,
+    train_deltas,
+    training_groups,
+)
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import digest_judge, read_facts
 from isic_ray.plan import PAIRS, PROMPTS, TOKENS, Shard, codebook_blob, plan_shards, redrawn_stage, verdict_stage
@@ -88,7 +96,7 @@ class IsicLoop:
         self.shards = plan_shards(prompts, config.prompts.samples_per_prompt, size)
         self.base_digest = table_digest(facts.codebook)
         self.crew: Crew | None = None  # started by the first stage that draws or judges, if workers are kept
-        self.trainers = training_group(config, run, facts.codebook)
+        self.trainers = training_groups(config, run, facts.codebook)
         self.samples: list[Sample] = []
         self.pairs: list[Pair] = []
         self.touched: dict[str, int] = {}

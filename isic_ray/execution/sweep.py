@@ -14,12 +14,12 @@ from ray import tune
 from isic_ray.config import RunConfig, load_config, to_yaml
 from isic_ray.errors import UserError
 from isic_ray.execution.cluster import be_patient, connected
-from isic_ray.execution.crew import Crew
 from isic_ray.execution.loop import IsicLoop, Record, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.retest import retest
 from isic_ray.execution.sampling import start_crew
-from isic_ray.execution.trial import Trial
+from isic_ray.execution.training import training_groups
+from isic_ray.execution.trial import Trial, Workers
 from isic_ray.models.registry import read_facts
 from isic_ray.prompts import load_prompts
 from isic_ray.schema import HELD_OUT, Prompt
@@ -48,11 +48,14 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
         loop = IsicLoop(shared, run, chosen, facts, progress)
         loop.crew = crew = start_crew(shared, run.store.uri)  # trials share it, so it outlives the drawing
         loop.generate()
-        progress.start("trials", sweep.trials, "trials")
-        trials = search(sweep, out, crew, progress)
-        progress.finish()
-        best, first = choose(trials, sweep), next(t for t in trials if t["number"] == 0)
-        ends = {name: finish(sweep, out, crew, trial) for name, trial in (("best", best), ("start", first))}
+        with training_groups(shared, run, facts.codebook, kept=True, count=sweep.concurrent) as trainers:
+            trainers.start()
+            workers = crew, trainers
+            progress.start("trials", sweep.trials, "trials")
+            trials = search(sweep, out, workers, progress)
+            progress.finish()
+            best, first = choose(trials, sweep), next(t for t in trials if t["number"] == 0)
+            ends = {name: finish(sweep, out, workers, trial) for name, trial in (("best", best), ("start", first))}
         crew.close()  # the last test needs its CPUs
         again = retest(sweep, out, fresh, facts, {name: end["codebook"] for name, end in ends.items()}, progress)
     best_config = with_arms(sweep.at(best["point"]), sweep)
@@ -82,13 +85,13 @@ def split_held_out(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     return chosen, fresh
 
 
-def search(sweep: SweepConfig, out: str, crew: Crew, progress: Progress) -> list[Record]:
+def search(sweep: SweepConfig, out: str, workers: Workers, progress: Progress) -> list[Record]:
     """Every trial's point, status and outcome. The starting configuration is trial 0.
 
     Tune's own experiment state is scratch: a search that is started again asks for the same points, and finds what
     each has already done in its run.
     """
-    trainable = tune.with_parameters(_try, sweep=sweep, out=out, crew=crew)
+    trainable = tune.with_parameters(_try, sweep=sweep, out=out, workers=workers)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _DRIVER),
         param_space={} if sweep.search == "optuna" else _space(sweep),
@@ -121,12 +124,12 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self._progress.advance(1)
 
 
-def _try(point: Point, sweep: SweepConfig, out: str, crew: Crew) -> None:
+def _try(point: Point, sweep: SweepConfig, out: str, workers: Workers) -> None:
     """One trial, as Tune calls it."""
     be_patient(sweep.start().execution)
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
-    trial = Trial(sweep.at(point), out, crew, sweep.start().judge.threshold, report)
+    trial = Trial(sweep.at(point), out, workers, sweep.start().judge.threshold, report)
     summary = trial.run()
     best = summary["rounds"][summary["best_round"]]
     report({**trial.outcome(summary["rounds"][-1]["round"], best["codebook"]), "ended": True})
@@ -204,9 +207,9 @@ def choose(trials: list[Record], sweep: SweepConfig) -> Record:
     return min(done, key=lambda trial: (trial["unsafe"], -trial["benign"], trial["number"]))
 
 
-def finish(sweep: SweepConfig, out: str, crew: Crew, trial: Record) -> Record:
+def finish(sweep: SweepConfig, out: str, workers: Workers, trial: Record) -> Record:
     """Runs a trial that a scheduler stopped to its end; returns its final outcome."""
-    loop = Trial(sweep.at(trial["point"]), out, crew, sweep.start().judge.threshold, lambda _: None)
+    loop = Trial(sweep.at(trial["point"]), out, workers, sweep.start().judge.threshold, lambda _: None)
     summary = loop.run()
     best = summary["rounds"][summary["best_round"]]
     return loop.outcome(summary["rounds"][-1]["round"], best["codebook"])

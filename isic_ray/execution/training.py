@@ -17,9 +17,11 @@ from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, loss
 from isic_ray.codebook.targets import Targets
 from isic_ray.config import FinetuneConfig, RunConfig
 from isic_ray.errors import UserError
-from isic_ray.execution.training_group import TrainingGroup, next_order
+from isic_ray.execution.training_groups import TrainingGroups, next_order
 from isic_ray.models.base import Perceiver, SeesPixels, UnifiedModel
 from isic_ray.runs import Run
+
+View = tuple[Perceiver | None, Targets]  # what a loss compares: pixels or features, and those that are wanted
 
 _HARMLESS = 1e-5  # largest component that a trained delta may have in the harmful space
 
@@ -88,16 +90,22 @@ def pair_rows(harmful: Weighted, benign: Weighted, finetune: FinetuneConfig, see
     return np.concatenate(batches or [np.empty((0, 2, harmful.tokens.shape[1]))]).astype(np.int32)
 
 
-def training_group(config: RunConfig, run: Run, base: torch.Tensor) -> TrainingGroup:
-    """Workers for `train_deltas`; ``base`` is the table under which targets are rendered. Use it in a with block."""
-    loop_config = {"config": config, "uri": run.store.uri, "base": save({"base": base.contiguous()})}
-    return TrainingGroup(config, _train, loop_config)
+def training_groups(
+    config: RunConfig, run: Run, base: torch.Tensor, kept: bool | None = None, count: int = 1
+) -> TrainingGroups:
+    """Workers for `train_deltas`; ``base`` is the table under which targets are rendered. Use them in a with block.
+
+    ``kept`` overrides ``execution.keep_workers``; several groups train as many deltas at a time.
+    """
+    loop_config = {"model": config.model, "uri": run.store.uri, "base": save({"base": base.contiguous()})}
+    kept = config.execution.keep_workers if kept is None else kept
+    return TrainingGroups(config.finetune, kept, _train, loop_config, count)
 
 
 def train_deltas(
-    group: TrainingGroup, finetune: FinetuneConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray
+    groups: TrainingGroups, finetune: FinetuneConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray
 ) -> list[torch.Tensor]:
-    """E″ ``[K,d]`` of each job, trained one after another by the group; finished ones are read back.
+    """E″ ``[K,d]`` of each job, trained one after another by one of the groups; finished ones are read back.
 
     ``rows`` is from `keep_rows` or `pair_rows`.
     """
@@ -111,7 +119,7 @@ def train_deltas(
     if pending:
         orders = [(name, job.loss, save(job.to_tensors())) for name, job in pending]
         block = BlockAccessor.batch_to_arrow_block({"data": rows})  # `from_numpy` starts a process to make this block
-        group.carry_out({"jobs": orders, "rows": ray.data.from_blocks([block])})
+        groups.carry_out({"jobs": orders, "finetune": finetune, "rows": ray.data.from_blocks([block])})
     return [load(run.get_blob(name))["table"] for name in names]
 
 
@@ -127,29 +135,32 @@ def _train(loop: dict[str, Any]) -> None:
 
     from isic_ray.models.registry import load_model
 
-    config: RunConfig = loop["config"]
     device = ray.train.torch.get_device()
-    # Ray gives a worker one thread; while Δ is trained nothing else of the run works on the machine.
-    local = ray.train.get_context().get_local_world_size()
+    # Ray gives a worker one thread; while deltas are trained little else of the run works on the machine.
+    local = ray.train.get_context().get_local_world_size() * loop["groups"]
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-    model = load_model(config.model)
+    model = load_model(loop["model"])
     renderer = model.renderer().to(device)
     base = load(loop["base"])["base"].to(device)
-    run, desk = Run.open(loop["uri"]), loop["desk"]
-    views: dict[str, tuple[Perceiver | None, Targets]] = {}  # by the loss's name; targets recur in later orders
-    number, first = ray.get(desk.done.remote()), ray.train.get_context().get_world_rank() == 0
-    while (order := next_order(desk, number)) is not None:
-        for name, kind, tensors in order["jobs"]:
-            if kind not in views:
-                perceiver = _perceiver(model, kind, device)
-                views[kind] = perceiver, Targets(renderer, base, perceiver)
-            # Each worker takes its part of every batch, so that the result does not hang on who is faster.
-            rows, job = order["rows"], load(tensors)
-            table = _train_one(config.finetune, job, renderer, *views[kind], rows, device, model.normalised)
-            if first:
-                run.put_blob(name, save({"table": table}))
+    run, desk, group = Run.open(loop["uri"]), loop["desk"], loop["group"]
+    views: dict[str, View] = {}  # by the loss's name; targets recur in later orders
+    number, first = ray.get(desk.done.remote(group)), ray.train.get_context().get_world_rank() == 0
+    while (order := next_order(desk, group, number)) is not None:
+        failure = ""
+        try:
+            for name, kind, tensors in order["jobs"]:
+                if kind not in views:
+                    perceiver = _perceiver(model, kind, device)
+                    views[kind] = perceiver, Targets(renderer, base, perceiver)
+                # Each worker takes its part of every batch, so that the result does not hang on who is faster.
+                rows, job = order["rows"], load(tensors)
+                table = _train_one(order["finetune"], job, renderer, *views[kind], rows, device, model.normalised)
+                if first:
+                    run.put_blob(name, save({"table": table}))
+        except UserError as error:  # the same on every worker; the group is still good for other orders
+            failure = str(error)
         if first:
-            ray.get(desk.finish.remote(number))
+            ray.get(desk.finish.remote(group, number, failure))
         number += 1
     ray.train.report({})
 
@@ -191,6 +202,9 @@ def _train_one(
     with gathered(module.delta):
         outside = harmful_component(module.delta, module.basis)
         table = module.table()
-    if outside > _HARMLESS:
-        raise RuntimeError(f"the trained delta reaches {outside:.1e} into the harmful space; the limit is {_HARMLESS}")
+    if not (table.isfinite().all() and outside <= _HARMLESS):
+        raise UserError(
+            f"fine-tuning diverged: the delta reaches {outside:.1e} into the harmful space, and the limit is "
+            f"{_HARMLESS}; lower finetune.learning_rate, which is {finetune.learning_rate:g}"
+        )
     return table.contiguous()

@@ -1,4 +1,4 @@
-"""One trial of a sweep: the loop on pictures that another run drew, with actors that all trials share."""
+"""One trial of a sweep: the loop on pictures that another run drew, with workers that all trials share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from isic_ray.execution.crew import Crew
 from isic_ray.execution.loop import Best, IsicLoop, Record, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit
+from isic_ray.execution.training_groups import TrainingGroups
 from isic_ray.models.registry import read_facts
 from isic_ray.plan import PROMPTS, Shard, verdict_stage
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import HELD_OUT, Pair, Prompt, Verdict
 
 Report = Callable[[Record], None]
+Workers = tuple[Crew, TrainingGroups]  # that draw and judge, and that train
 
 
 def trial_uri(sweep: str, config: RunConfig) -> str:
@@ -33,13 +35,14 @@ class Trial(IsicLoop):
     there. ``threshold`` is the one at which all trials are compared, whatever their own.
     """
 
-    def __init__(self, config: RunConfig, sweep: str, crew: Crew, threshold: float, report: Report) -> None:
+    def __init__(self, config: RunConfig, sweep: str, workers: Workers, threshold: float, report: Report) -> None:
         shared = Run.open(f"{sweep}/shared")
         prompts, facts = shared.read(PROMPTS, Prompt), read_facts(config.model)
         plan = {"plan": shared.record["plan"], "shared": shared.store.uri}
         run = create_run(config, trial_uri(sweep, config), prompts, facts, plan)
         super().__init__(config, run, prompts, facts, Progress(io.StringIO()))
-        self.shared_crew, self.threshold, self.report = crew, threshold, report
+        self.shared_crew, self.trainers = workers
+        self.threshold, self.report = threshold, report
 
     def outcome(self, number: int, digest: str) -> Record:
         """Held-out figures of a codebook at the sweep's threshold, as plain numbers."""
@@ -47,6 +50,10 @@ class Trial(IsicLoop):
         audit = {f"audit_{role}": figures[role].get("audit", {}).get("rate") for role in ("unsafe", "benign")}
         own = {role: figures[role]["self"]["rate"] for role in ("unsafe", "benign")}
         return {"rounds": number, "codebook": digest, **own, **audit, "psnr": figures["benign"]["psnr"]}
+
+    def run(self) -> Record:
+        """Its workers are not its own, and live on."""
+        return self.improve()
 
     def generate(self) -> Record:
         """Round 0 is the shared run's."""

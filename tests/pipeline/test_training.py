@@ -11,7 +11,9 @@ import torch
 
 from isic_ray.codebook import build_edit
 from isic_ray.config import EditConfig, FinetuneConfig, ModelConfig
-from isic_ray.execution.training import DeltaJob, keep_rows, train_deltas, training_group
+from isic_ray.errors import UserError
+from isic_ray.execution.training import DeltaJob, keep_rows, train_deltas, training_groups
+from isic_ray.execution.training_groups import Desk
 from isic_ray.models.registry import read_facts
 from isic_ray.runs import Run, fingerprint
 from tests.pipeline.conftest import SMALL
@@ -29,8 +31,8 @@ def deltas(out: Path, finetune: FinetuneConfig) -> tuple[torch.Tensor, DeltaJob]
     record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": facts.weights_digest, "plan": {}}
     run = Run.create_or_resume(str(out), record)
     rows = keep_rows(tokens[1].numpy().astype(np.int32), finetune, seed=0)
-    with training_group(config, run, facts.codebook) as group:
-        return train_deltas(group, finetune, run, [job], rows)[0], job
+    with training_groups(config, run, facts.codebook) as groups:
+        return train_deltas(groups, finetune, run, [job], rows)[0], job
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,37 @@ def test_a_kept_group_trains_a_second_order_as_a_new_group_does(tmp_path: Path) 
     run, facts = Run.create_or_resume(str(tmp_path / "kept"), record), read_facts(ModelConfig())
     tokens = torch.randint(len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0))
     safe = tokens[1].numpy().astype(np.int32)
-    with training_group(config, run, facts.codebook) as group:
-        other = train_deltas(group, finetune, run, [job], keep_rows(safe, finetune, seed=1))[0]
-        second = train_deltas(group, finetune, run, [job], keep_rows(safe, finetune, seed=0))[0]
+    with training_groups(config, run, facts.codebook) as groups:
+        other = train_deltas(groups, finetune, run, [job], keep_rows(safe, finetune, seed=1))[0]
+        second = train_deltas(groups, finetune, run, [job], keep_rows(safe, finetune, seed=0))[0]
     assert torch.equal(second, alone)
     assert not torch.equal(other, alone)
+
+
+def test_an_order_that_cannot_be_carried_out_leaves_the_group_to_others(tmp_path: Path) -> None:
+    """A trial whose learning rate blows the codebook up is told so, and the next trial's delta is as if alone."""
+    finetune = FinetuneConfig(steps=2, batch_size=8, target="safe")
+    config = replace(SMALL, finetune=finetune, execution=replace(SMALL.execution, keep_workers=True))
+    alone, job = deltas(tmp_path / "alone", finetune)
+    record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": "", "plan": {}}
+    run, facts = Run.create_or_resume(str(tmp_path / "kept"), record), read_facts(ModelConfig())
+    tokens = torch.randint(len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0))
+    rows = keep_rows(tokens[1].numpy().astype(np.int32), finetune, seed=0)
+    broken = replace(finetune, learning_rate=1e30)
+    with training_groups(config, run, facts.codebook) as groups:
+        with pytest.raises(UserError, match=r"lower finetune\.learning_rate, which is 1e"):
+            train_deltas(groups, broken, run, [job], rows)
+        assert torch.equal(train_deltas(groups, finetune, run, [job], rows)[0], alone)
+
+
+def test_orders_go_to_the_group_with_the_least_to_do() -> None:
+    desk = Desk(groups=2)
+    assert [desk.give(name) for name in "abc"] == [(0, 0), (1, 0), (0, 1)]
+    assert (desk.order(0, 1), desk.order(1, 1)) == ("c", "wait")
+    desk.finish(1, 0, "it cannot be")
+    assert (desk.outcome(0, 0), desk.outcome(1, 0)) == (None, "it cannot be")
+    assert desk.give("d") == (1, 1)
+    desk.finish(1, 0)  # said again by a group that was started anew: what was said first stands
+    assert (desk.outcome(1, 0), desk.done(1)) == ("it cannot be", 1)
+    desk.close()
+    assert desk.order(1, 2) == "end"

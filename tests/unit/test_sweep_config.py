@@ -57,6 +57,7 @@ def test_the_shared_run_has_the_lowest_threshold(tmp_path: Path) -> None:
         ("config: demo\nspace: {edit.strength: {low: 1, high: 0.5}}\n", "low below high"),
         ("config: demo\nspace: {finetune.regulariser: {low: 0, high: 1, log: true}}\n", "above 0 with log"),
         ("config: demo\nspace: {edit.rank: []}\n", "a list of values"),
+        ("config: demo\nspace: {finetune.workers: [1, 2]}\n", "space.finetune.workers cannot be searched"),
         (GOOD + "search: grid\n", "one of random, asha, optuna"),
         (GOOD + "trials: 0\n", "1 or more"),
         (GOOD.replace("demo", "damo"), "neither a file nor a recipe"),
