@@ -47,11 +47,15 @@ class Between:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """A search space over the keys of a run's configuration, which is a recipe, a file or a URI plus overrides."""
+    """A search space over the keys of a run's configuration, which is a recipe, a file or a URI plus overrides.
+
+    ``cheap`` are further overrides for the trials alone: the best of them and the start then run again without.
+    """
 
     config: str
     space: Mapping[str, Choice | Between]
     set: list[str] = field(default_factory=list)
+    cheap: list[str] = field(default_factory=list)
     search: str = "asha"
     trials: int = 24
     concurrent: int = 2
@@ -72,6 +76,12 @@ class SweepConfig:
                 raise UserError(f"space.{key} cannot be searched: the trials share their workers; give it under set.")
             for value in domain.ends:
                 self.at({key: value})  # raises UserError for what no run would accept
+        for override in self.cheap:
+            if not override.startswith(_SECTIONS) or override.partition("=")[0] in (*self.space, *_WHERE):
+                raise UserError(
+                    f"cheap: {override} does not fit; give keys of edit, finetune and loop that are not searched."
+                )
+        self.trial({})
         for key, value in self.first().items():
             domain = self.space[key]
             if isinstance(domain, Between) and (not isinstance(value, int | float) or (domain.log and value <= 0)):
@@ -102,10 +112,17 @@ class SweepConfig:
         return {key: start[key.partition(".")[0]][key.partition(".")[2]] for key in self.space}
 
     def at(self, point: Point) -> RunConfig:
-        """The configuration of one trial. Numbers keep three digits, so that a trial can be written down and found."""
+        """The configuration of a point. Numbers keep three digits, so that a trial can be written down and found."""
+        return self._with(point, [])
+
+    def trial(self, point: Point) -> RunConfig:
+        """`at` with what makes trials cheap."""
+        return self._with(point, self.cheap)
+
+    def _with(self, point: Point, more: list[str]) -> RunConfig:
         values = {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in point.items()}
         overrides = [f"{key}={check.to_scalar(value)}" for key, value in values.items()]
-        config = load_config(self.config, [*self.set, *overrides])
+        config = load_config(self.config, [*self.set, *more, *overrides])
         return replace(config, loop=replace(config.loop, arms=[]))
 
 

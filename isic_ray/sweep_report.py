@@ -25,24 +25,28 @@ def mark_front(trials: Sequence[Record]) -> list[Record]:
 
 def sweep_table(result: Record) -> str:
     """All trials, safest first, failures last with their reason; then the test on prompts that no trial saw."""
-    keys = list(result["trials"][0]["point"])
     lines = [f"{'trial':>5} {'unsafe':>7} {'benign':>7} {'audit':>7} {'rounds':>6}  status   settings"]
     order = sorted(result["trials"], key=lambda t: (t["status"] == "failed", t.get("unsafe", 1), -t.get("benign", 0)))
-    for trial in order:
-        point = " ".join(f"{key.partition('.')[2]}={_short(trial['point'][key])}" for key in keys)
-        mark = "*" if trial["number"] == result["best"] else "+" if trial["pareto"] else " "
-        if trial["status"] == "failed":
-            lines.append(f"{trial['number']:>4}{mark} {trial['error'][:32]:>31}  failed   {point}")
-            continue
-        rates = " ".join(f"{_percent(trial[name]):>7}" for name in ("unsafe", "benign", "audit_unsafe"))
-        lines.append(f"{trial['number']:>4}{mark} {rates} {trial['rounds']:>6}  {trial['status']:8} {point}")
+    lines += [_row(trial, result["best"]) for trial in order]
     lines += ["* chosen, + on the Pareto front of unsafe against benign (self-judge); audit: unsafe by the auditor", ""]
+    if result["cheap"]:
+        lines += [f"again without {' '.join(result['cheap'])}"]
+        lines += [*(_row({**trial, "status": "ended"}, result["best"]) for trial in result["finals"]), ""]
     lines += [f"on fresh prompts{'unsafe, audit':>22} {'unsafe, self':>21} {'benign, self':>21}"]
     for name, label in (("before", "no edit"), ("start", "start"), ("best", f"trial {result['best']}")):
         found = result["retest"][name]
         cells = [found["unsafe"].get("audit"), found["unsafe"]["self"], found["benign"]["self"]]
         lines.append(f"{label:<16}" + " ".join(f"{_rate(cell):>21}" for cell in cells))
     return "\n".join(lines)
+
+
+def _row(trial: Record, best: int) -> str:
+    point = " ".join(f"{key.partition('.')[2]}={_short(value)}" for key, value in trial["point"].items())
+    mark = "*" if trial["number"] == best else "+" if trial.get("pareto") else " "
+    if trial["status"] == "failed":
+        return f"{trial['number']:>4}{mark} {trial['error'][:32]:>31}  failed   {point}"
+    rates = " ".join(f"{_percent(trial[name]):>7}" for name in ("unsafe", "benign", "audit_unsafe"))
+    return f"{trial['number']:>4}{mark} {rates} {trial['rounds']:>6}  {trial['status']:8} {point}"
 
 
 def pareto_svg(result: Record) -> str:

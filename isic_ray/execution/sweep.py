@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import tune
@@ -54,17 +56,19 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
             progress.start("trials", sweep.trials, "trials")
             trials = search(sweep, out, workers, progress)
             progress.finish()
-            best, first = choose(trials, sweep), next(t for t in trials if t["number"] == 0)
-            ends = {name: finish(sweep, out, workers, trial) for name, trial in (("best", best), ("start", first))}
+            finals = run_finals(sweep, out, workers, trials, progress)
         crew.close()  # the last test needs its CPUs
-        again = retest(sweep, out, fresh, facts, {name: end["codebook"] for name, end in ends.items()}, progress)
+        best, start = finals[0], next(trial for trial in finals if trial["number"] == 0)
+        codebooks = {"best": best["codebook"], "start": start["codebook"]}
+        again = retest(sweep, out, fresh, facts, codebooks, progress)
     best_config = with_arms(sweep.at(best["point"]), sweep)
     result = {
         "schema": 1,
         "search": sweep.search,
+        "cheap": sweep.cheap,
         "trials": mark_front(trials),
+        "finals": finals,
         "best": best["number"],
-        "ends": ends,
         "retest": again,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -91,6 +95,7 @@ def search(sweep: SweepConfig, out: str, workers: Workers, progress: Progress) -
     Tune's own experiment state is scratch: a search that is started again asks for the same points, and finds what
     each has already done in its run.
     """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output cannot be silenced
     trainable = tune.with_parameters(_try, sweep=sweep, out=out, workers=workers)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _DRIVER),
@@ -129,7 +134,7 @@ def _try(point: Point, sweep: SweepConfig, out: str, workers: Workers) -> None:
     be_patient(sweep.start().execution)
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
-    trial = Trial(sweep.at(point), out, workers, sweep.start().judge.threshold, report)
+    trial = Trial(sweep.trial(point), out, workers, sweep.start().judge.threshold, report)
     summary = trial.run()
     best = summary["rounds"][summary["best_round"]]
     report({**trial.outcome(summary["rounds"][-1]["round"], best["codebook"]), "ended": True})
@@ -169,7 +174,7 @@ def _searcher(sweep: SweepConfig) -> dict[str, Any]:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    longest = max(sweep.at({}).loop.max_rounds, *getattr(sweep.space.get("loop.max_rounds"), "ends", (1,)))
+    longest = max(sweep.trial({}).loop.max_rounds, *getattr(sweep.space.get("loop.max_rounds"), "ends", (1,)))
     asha = ASHAScheduler(
         time_attr="rounds",
         metric="unsafe",
@@ -198,21 +203,36 @@ def _record(sweep: SweepConfig, number: int, result: Any) -> Record:
     return record | {name: figures[name] for name in names} | {"status": "ended" if figures["ended"] else "stopped"}
 
 
-def choose(trials: list[Record], sweep: SweepConfig) -> Record:
-    """The safest trial by the self-judge among those that keep the benign pictures; the auditor does not choose."""
+def run_finals(
+    sweep: SweepConfig, out: str, workers: Workers, trials: list[Record], progress: Progress
+) -> list[Record]:
+    """The starting configuration and the safest other trial, run to their ends and not cheaply; the safer first."""
+    start = next(trial for trial in trials if trial["number"] == 0)
     done = [trial for trial in trials if trial["status"] != "failed"]
     if not done:
         reasons = "; ".join(sorted({trial["error"] for trial in trials}))
         raise UserError(f"all {len(trials)} trials failed ({reasons}); mend the cause and give the same command again.")
-    return min(done, key=lambda trial: (trial["unsafe"], -trial["benign"], trial["number"]))
+    others = [trial for trial in sorted(done, key=_merit) if trial is not start]
+    finalists = [start, *others[:1]]
+    progress.start("finals", len(finalists), "trials")
+
+    def run(trial: Record) -> Record:
+        loop = Trial(sweep.at(trial["point"]), out, workers, sweep.start().judge.threshold, lambda _: None)
+        summary = loop.run()
+        best = summary["rounds"][summary["best_round"]]
+        outcome = loop.outcome(summary["rounds"][-1]["round"], best["codebook"])
+        progress.advance(1)
+        return {"number": trial["number"], "point": trial["point"], **outcome}
+
+    with ThreadPoolExecutor(sweep.concurrent) as pool:
+        finals = sorted(pool.map(run, finalists), key=_merit)
+    progress.finish()
+    return finals
 
 
-def finish(sweep: SweepConfig, out: str, workers: Workers, trial: Record) -> Record:
-    """Runs a trial that a scheduler stopped to its end; returns its final outcome."""
-    loop = Trial(sweep.at(trial["point"]), out, workers, sweep.start().judge.threshold, lambda _: None)
-    summary = loop.run()
-    best = summary["rounds"][summary["best_round"]]
-    return loop.outcome(summary["rounds"][-1]["round"], best["codebook"])
+def _merit(trial: Record) -> tuple[float, float, int]:
+    """Sorts by the self-judge's view; a trial keeps only rounds that spare benign pictures. The auditor has no say."""
+    return trial["unsafe"], -trial["benign"], trial["number"]
 
 
 def with_arms(config: RunConfig, sweep: SweepConfig) -> RunConfig:

@@ -33,7 +33,7 @@ SPACE = {"edit.rank": Choice((2, 99))}
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepConfig, Path, dict[str, Any]]:
-    config = SweepConfig("demo", SPACE, SMALL, search="random", trials=3, concurrent=1, seed=2)
+    config = SweepConfig("demo", SPACE, SMALL, ["finetune.steps=2"], search="random", trials=3, concurrent=1, seed=2)
     out = tmp_path_factory.mktemp("sweep") / "sweep"
     return config, out, run_sweep(config, str(out))
 
@@ -80,6 +80,7 @@ def test_the_chosen_settings_are_a_configuration_for_run(sweep: Finished) -> Non
     config, out, _ = sweep
     chosen = load_config(out / "best.yaml")
     assert chosen.edit == config.start().edit
+    assert chosen.finetune.steps == 3  # trials take 2, which is cheaper
     assert chosen.loop.arms == load_config("demo").loop.arms
     assert (out / "pareto.svg").read_text().startswith("<svg")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def test_a_point_becomes_a_configuration_with_three_digits(tmp_path: Path) -> No
     assert (config.edit.rank, config.edit.strength) == (1, 0.123)
 
 
+def test_what_makes_trials_cheap_is_not_in_the_chosen_settings(tmp_path: Path) -> None:
+    sweep = read(tmp_path, GOOD + "cheap: [finetune.steps=7]\n")
+    assert sweep.trial({"edit.rank": 1}).finetune.steps == 7
+    assert sweep.at({"edit.rank": 1}) == replace(sweep.trial({"edit.rank": 1}), finetune=sweep.start().finetune)
+
+
 def test_the_shared_run_has_the_lowest_threshold(tmp_path: Path) -> None:
     sweep = read(tmp_path, "config: demo\nspace: {judge.threshold: [0.3, 0.5, 0.7]}\n")
     assert sweep.shared().judge.threshold == 0.3
@@ -58,6 +65,9 @@ def test_the_shared_run_has_the_lowest_threshold(tmp_path: Path) -> None:
         ("config: demo\nspace: {finetune.regulariser: {low: 0, high: 1, log: true}}\n", "above 0 with log"),
         ("config: demo\nspace: {edit.rank: []}\n", "a list of values"),
         ("config: demo\nspace: {finetune.workers: [1, 2]}\n", "space.finetune.workers cannot be searched"),
+        (GOOD + "cheap: [edit.rank=2]\n", "edit.rank=2 does not fit"),
+        (GOOD + "cheap: [prompts.limit=2]\n", "prompts.limit=2 does not fit"),
+        (GOOD + "cheap: [finetune.steps=-2]\n", "finetune.steps is -2"),
         (GOOD + "search: grid\n", "one of random, asha, optuna"),
         (GOOD + "trials: 0\n", "1 or more"),
         (GOOD.replace("demo", "damo"), "neither a file nor a recipe"),
@@ -99,12 +109,16 @@ def test_table_and_plot_show_failures_and_the_choice() -> None:
     figures = {"unsafe": {"self": rate, "audit": rate}, "benign": {"self": rate}}
     result = {
         "trials": mark_front([trial(0, 0.5, 0.9), trial(1, 0.2, 0.8), FAILED]),
+        "cheap": ["finetune.steps=9"],
+        "finals": [trial(1, 0.12, 0.88), trial(0, 0.34, 0.9)],
         "best": 1,
         "retest": {"before": figures, "start": figures, "best": figures},
     }
     lines = sweep_table(result).splitlines()
     assert lines[1].split()[:2] == ["1*", "20.0%"]
     assert "no <memory> left" in lines[3]
+    assert "again without finetune.steps=9" in lines
+    assert lines[lines.index("again without finetune.steps=9") + 1].split()[:2] == ["1*", "12.0%"]
     plot = pareto_svg(result)
     assert plot.count("<circle") == 1
     assert plot.count("<title>trial") == 2
