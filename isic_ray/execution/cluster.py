@@ -30,6 +30,8 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
     # A Ray that is started here ends a process after a second without work, and the next stage waits for a new one.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    if config.address == "local":  # nobody takes this machine away; watching for it costs a process a training group
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     be_patient(config)
     if not verbose:
         _hush()
