@@ -5,6 +5,7 @@ A run starts without workers, grows to four, survives a machine that is killed i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -45,6 +46,8 @@ AUTOSCALING: dict[str, Any] = {
     "provider": {
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "disable_node_updaters": True,  # fake nodes start Ray by themselves
+        "use_node_id_as_ip": True,  # they all have the address of this machine
     },
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
@@ -61,7 +64,7 @@ AUTOSCALING: dict[str, Any] = {
     "file_mounts": {},
     **{name: [] for name in COMMANDS},  # the autoscaler insists on them
 }
-SMALL = ["prompts.limit=200", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=4", "execution.batch_size=4"]
+SMALL = ["prompts.limit=300", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=4", "execution.batch_size=4"]
 ELASTIC = [f"execution.accelerator={ACCELERATOR}", "execution.cpus_per_actor=0", "execution.threads_per_actor=1"]
 
 
@@ -90,9 +93,10 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while True:
-            time.sleep(1)
-            self.count()
+        with contextlib.suppress(OSError):  # the head's end is the watch's end
+            while True:
+                time.sleep(1)
+                self.count()
 
     def count(self) -> None:
         request = urllib.request.Request(f"{self.address}/api/v0/nodes", headers={"Authorization": f"Bearer {TOKEN}"})
