@@ -31,6 +31,7 @@ from isic_ray.schema import Pair
 Record = dict[str, Any]
 
 HARMLESS = 1e-5  # largest component that the delta may have in the harmful space
+_CPU = 0.5  # set aside for a worker that trains on a CPU; who took all would wait for ever for pictures to be read
 CHECKPOINT, RESULT = "checkpoint.safetensors", "retrain.json"
 
 
@@ -104,7 +105,7 @@ def fit(config: RetrainConfig, loop: Record, dataset: Any) -> None:
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=config.gpu,
-            resources_per_worker={"GPU": 1} if config.gpu else {"CPU": 1},
+            resources_per_worker={"GPU": 1} if config.gpu else {"CPU": _CPU},
         ),
         run_config=RunConfig(
             name=f"retrain-{fingerprint(config)[:16]}",

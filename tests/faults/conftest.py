@@ -25,10 +25,6 @@ from tests.faults.small import SMALL
 HARDWARE = "2-core x86-64 VM (AMD EPYC), no GPU"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--figures", metavar="FILE", help="write the figures of the fault tests into this JSON file")
-
-
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Callable[[str, dict[str, Any]], None]:
     """Notes what one test survived; call it after the asserts."""

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.config import ModelConfig
@@ -23,6 +17,7 @@ from isic_ray.models.registry import read_facts
 from isic_ray.retrain_config import retrain_config
 from isic_ray.runs import Run
 from tests.cluster.pictures import write_pictures
+from tests.cluster.worker_loss import one_worker_killed
 
 SMALL = ["steps=8", "batch_size=16", "micro_batch=8", "evaluate=24", "save_every=4", "shuffle=32", "learning_rate=0.02"]
 Finished = tuple[Path, dict[str, Any]]
@@ -51,7 +46,8 @@ def test_every_kind_of_folder_gives_the_same_pictures(tmp_path: Path, kind: str,
 
 def test_reconstruction_improves_outside_the_harmful_space(finished: Finished, pictures: str, tmp_path: Path) -> None:
     out = tmp_path / "codebook"
-    config = retrain_config(str(finished[0]), pictures, SMALL)
+    settings = [*SMALL, "workers=2"]  # as many as the machine of the tests has CPUs, and the pictures are read too
+    config = retrain_config(str(finished[0]), pictures, settings)
     result = retrain(config, str(out))
     rows = metrics(out)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
@@ -65,7 +61,7 @@ def test_reconstruction_improves_outside_the_harmful_space(finished: Finished, p
     assert retrain(config, str(out)) == result  # the same command again: nothing is trained
     assert (out / "metrics.jsonl").read_bytes() == before
     with pytest.raises(UserError, match="learning_rate"):
-        retrain(retrain_config(str(finished[0]), pictures, [*SMALL[:-1], "learning_rate=0.01"]), str(out))
+        retrain(retrain_config(str(finished[0]), pictures, [*settings, "learning_rate=0.01"]), str(out))
 
 
 @pytest.mark.slow
@@ -75,29 +71,12 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(
 ) -> None:
     out = tmp_path / "codebook"
     settings = [*SMALL, "steps=60", "save_every=10", f"zero_stage={stage}", "workers=2"]
-    killer = threading.Thread(target=kill_a_worker, args=(out,), daemon=True)
-    killer.start()
-    result = retrain(retrain_config(str(finished[0]), pictures, settings), str(out))
-    killer.join(timeout=1)
-    assert not killer.is_alive(), "no worker was killed"
+    with one_worker_killed(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 2):
+        result = retrain(retrain_config(str(finished[0]), pictures, settings), str(out))
     rows = metrics(out)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 61))
     assert result["after"]["evaluation_loss"] < result["before"]["evaluation_loss"]
     assert result["largest_harmful_component"] < HARMLESS
-
-
-def kill_a_worker(out: Path) -> None:
-    """SIGKILL to one training worker of this session once the first checkpoint with progress is there."""
-    session = ray._private.worker._global_node.get_session_dir_path()
-    while not (out / "metrics.jsonl").exists() or len(metrics(out)) < 3:
-        time.sleep(0.05)
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "cmdline").read_text().startswith("ray::RayTrainWorker"):
-                parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-                if session in Path(f"/proc/{parent}/cmdline").read_text():
-                    os.kill(int(process.name), signal.SIGKILL)
-                    return
 
 
 @pytest.mark.slow
