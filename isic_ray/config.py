@@ -60,6 +60,7 @@ class SamplingConfig:
     """How visual tokens are drawn."""
 
     guidance: float = 1.5  # classifier-free guidance scale, 1 = off
+    guidance_until: float = 1.0  # share of a picture's tokens drawn with guidance; the rest costs half without it
     temperature: float = 0.6  # 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
@@ -67,6 +68,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check.least("sampling.guidance", self.guidance, 1)
+        check.that(0 < self.guidance_until <= 1, "sampling.guidance_until", self.guidance_until, "above 0 and at most 1")
         check.least("sampling.temperature", self.temperature, 0)
         check.least("sampling.top_k", self.top_k, 0)
         check.that(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "above 0 and at most 1")

@@ -89,7 +89,9 @@ class EvidenceWorker(ShardWorker):
 
     def _settings(self) -> SamplingSettings:
         sampling = self.config.sampling
-        return SamplingSettings(sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p)
+        return SamplingSettings(
+            sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance_until
+        )
 
     # -- cost -----------------------------------------------------------------------------------------------------
 

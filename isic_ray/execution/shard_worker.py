@@ -165,7 +165,9 @@ class ShardWorker:
     ) -> torch.Tensor:
         """Tokens ``[B,N]``; ``table`` is for families whose tokens depend on it."""
         sampling, size = self.config.sampling, self.config.execution.batch_size
-        settings = SamplingSettings(sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p)
+        settings = SamplingSettings(
+            sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance_until
+        )
         under = () if table is None else (table,)
         parts = [
             self.model.sample(texts[start : start + size], seeds[start : start + size], settings, *under)

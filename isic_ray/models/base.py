@@ -23,6 +23,11 @@ class SamplingSettings:
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # 0 keeps every token
     top_p: float = 1.0  # 1 keeps every token
+    guidance_until: float = 1.0  # share of a picture's tokens drawn with guidance (at least one); then without
+
+    def guided(self, tokens: int) -> int:
+        """How many of a picture's ``tokens`` are drawn with guidance."""
+        return 0 if self.guidance == 1 else min(tokens, max(1, round(self.guidance_until * tokens)))
 
 
 @dataclass(frozen=True)

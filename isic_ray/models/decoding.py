@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,10 @@ class Reading(Protocol):
 
     def step(self, x: Tensor) -> Tensor:
         """`extend` by one embedding a row ``[R,h]``."""
+        ...
+
+    def first(self, rows: int) -> Reading:
+        """The first rows alone, going on from here; the others' time is over."""
         ...
 
 
@@ -101,6 +106,12 @@ class StockReading:
         """Feed one embedding a row; see `Reading`."""
         return self.extend(x[:, None])
 
+    def first(self, rows: int) -> StockReading:
+        """The first rows alone; see `Reading`."""
+        self._visible, self._positions = self._visible[:rows], self._positions[:rows]
+        self._cache.batch_select_indices(torch.arange(rows, device=self._visible.device))
+        return self
+
 
 class PictureSampler:
     """Draws the tokens of pictures, from prompts that are embeddings.
@@ -153,7 +164,7 @@ class PictureSampler:
         return result
 
     def _draw_block(self, prompts: list[Tensor], seeds: list[int], width: int, settings: SamplingSettings) -> Tensor:
-        device, repeats = prompts[0].device, len(prompts) // len(seeds)
+        device, guided = prompts[0].device, settings.guided(self.positions)
         uniforms = torch.stack([_uniforms(seed, self.positions * self.depth) for seed in seeds]).to(device)
         uniforms = uniforms.view(len(seeds), self.positions, self.depth)
         tokens = torch.empty(uniforms.shape, dtype=torch.long, device=device)
@@ -166,7 +177,9 @@ class PictureSampler:
             tokens[:, position], fed = self.step(hidden, uniforms[:, position], settings)
             if position + 1 == self.positions:
                 break
-            hidden = reading.step(fed.repeat(repeats, 1))
+            if position + 1 == guided:
+                reading, settings = reading.first(len(seeds)), replace(settings, guidance=1.0)
+            hidden = reading.step(fed.repeat(2 if position + 1 < guided else 1, 1))
             if self.separator is not None and (position + 1) % self.row == 0:
                 hidden = reading.step(self.separator.expand_as(hidden))
         return tokens

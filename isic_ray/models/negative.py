@@ -38,12 +38,14 @@ def sample_away(
     """Visual tokens int32 ``[B,N]`` of prompts drawn away from ``negative``, with each row's own uniforms.
 
     With ``scale`` 0 and guidance on, these are the tokens of `UnifiedModel.sample`, but for last bits. Raises UserError
-    for a family whose sampler is not the shared one.
+    for a family whose sampler is not the shared one, and where guidance ends before the picture does.
     """
     from isic_ray.models.janus import JanusModel
 
     if not isinstance(model, JanusModel):
         raise UserError(f"negative prompts are not supported for the family {model.family}; leave that arm out")
+    if settings.guidance_until < 1:
+        raise UserError("negative prompts need guidance for every token; leave that arm out, or set guidance_until: 1")
     sampler = model._sampler
     *ids, away = [model._prompt_ids([{"type": "text", "text": text}], "image") for text in [*prompts, negative]]
     nothing = [[i if i in sampler.kept_ids else sampler.pad_id for i in row] for row in ids]

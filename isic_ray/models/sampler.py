@@ -119,7 +119,7 @@ class TokenSampler:
         if not self.elastic():
             size = self.block if self.table.is_cuda else min(self.block, BLOCK)
             return size, size
-        multiple = ROWS // 2 if settings.guidance != 1 else ROWS
+        multiple = ROWS // 2 if settings.guided(self.tokens) == self.tokens else ROWS  # unguided rows run alone
         return max(self.block, multiple), multiple
 
     def _fitting_block(self) -> int:
@@ -149,16 +149,17 @@ class _Block:
 
     def __init__(self, sampler: TokenSampler, samples: int, width: int, settings: SamplingSettings) -> None:
         self.sampler, self.settings, self.samples = sampler, settings, samples
-        self.guided = settings.guidance != 1
+        self.guided = settings.guided(sampler.tokens)  # tokens that are drawn with guidance
+        self.guiding = self.guided > 0
         device, span = sampler.table.device, sampler.span
         capacity = -(-(width + sampler.tokens) // span) * span
-        pads = torch.zeros(samples * (1 + self.guided), dtype=torch.long, device=device)
-        self.run = Run(sampler.backbone, pads, capacity)
+        pads = torch.zeros(samples * (1 + self.guiding), dtype=torch.long, device=device)
+        self.run = self.rows = Run(sampler.backbone, pads, capacity)  # all rows; those that still run
         self.uniforms = torch.empty(samples, sampler.tokens, dtype=torch.float64, device=device)
         self.tokens = torch.empty(samples, sampler.tokens, dtype=torch.long, device=device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         self.last = torch.empty(samples, dtype=torch.long, device=device)
-        self._graphs: dict[int, Any] = {}  # attended slots → a captured step
+        self._graphs: dict[tuple[int, bool], Any] = {}  # attended slots, whether guided → a captured step
 
     def fits(self, samples: int, width: int, settings: SamplingSettings) -> bool:
         return (samples, settings) == (self.samples, self.settings) and (
@@ -169,10 +170,13 @@ class _Block:
         """Tokens int64 ``[B,N]``."""
         self.uniforms.copy_(torch.stack([_uniforms(seed, self.sampler.tokens) for seed in seeds]))
         self.column.zero_()
+        self.rows, self.guiding = self.run, self.guided > 0
         self._choose(self._read(prompts, width))
-        for _ in range(self.sampler.tokens - 1):
+        for drawn in range(1, self.sampler.tokens):
+            if self.guiding and drawn == self.guided:
+                self.rows, self.guiding = self.run.first(self.samples), False
             span = self.sampler.span
-            attended = -(-(self.run.filled + 1) // span) * span
+            attended = -(-(self.rows.filled + 1) // span) * span
             if self.sampler.table.is_cuda:
                 self._replay(attended)
             else:
@@ -183,7 +187,7 @@ class _Block:
         """Feed the prompts; the last hidden state ``[R,h]``. Equal rows are read once where block sizes may vary."""
         sampler = self.sampler
         rows = [tuple(prompt) for prompt in prompts]
-        if self.guided:
+        if self.guiding:
             rows += [tuple(i if i in sampler.kept_ids else sampler.pad_id for i in row) for row in rows]
         read = rows
         if sampler.elastic():
@@ -205,7 +209,7 @@ class _Block:
 
     def _choose(self, hidden: Tensor) -> None:
         features = self.sampler.features(hidden)
-        if self.guided:
+        if self.guiding:
             conditional, unconditional = features.chunk(2)
             features = torch.lerp(unconditional, conditional, self.settings.guidance)
         uniforms = self.uniforms.index_select(1, self.column)
@@ -215,23 +219,24 @@ class _Block:
 
     def _step(self, attended: int) -> None:
         x = F.embedding(self.last, self.sampler.table)
-        self._choose(self.run.step(x.repeat(2, 1) if self.guided else x, attended))
+        self._choose(self.rows.step(x.repeat(2, 1) if self.guiding else x, attended))
 
     def _replay(self, attended: int) -> None:
         """The step from a CUDA graph. The first of a length runs as it is (and warms up), the second is captured."""
-        if attended not in self._graphs:
-            self._graphs[attended] = None
+        kind = attended, self.guiding
+        if kind not in self._graphs:
+            self._graphs[kind] = None
             self._step(attended)
             return
-        if self._graphs[attended] is None:
+        if self._graphs[kind] is None:
             graph = torch.cuda.CUDAGraph()
             pool = next((known.pool() for known in self._graphs.values() if known), None)
             with torch.cuda.graph(graph, pool=pool):
                 self._step(attended)  # records, and counts the slot, but runs nothing yet
-            self._graphs[attended] = graph
+            self._graphs[kind] = graph
         else:
-            self.run.count(1)
-        self._graphs[attended].replay()
+            self.rows.count(1)
+        self._graphs[kind].replay()
 
 
 @torch.inference_mode()

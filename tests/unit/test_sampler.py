@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from isic_ray.models.backbone import Backbone, Run
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.blocks import blocks, left_pad
+from isic_ray.models.decoding import PictureSampler, StockNetwork, one_token
 from isic_ray.models.sampler import TokenSampler, _Block, complete_greedily, filter_scores, inverse_cdf
 
 VOCAB, CODES, HIDDEN, TOKENS, PAD = 40, 512, 64, 16, 0
@@ -85,6 +88,7 @@ def test_hidden_states_equal_llama(kv_heads: int, bias: bool) -> None:
     ("settings", "sizes"),
     [
         (SamplingSettings(guidance=3.0), (1, 7, 64)),
+        (SamplingSettings(guidance=3.0, guidance_until=0.4), (1, 7, 64)),
         (SamplingSettings(guidance=1.0), (7,)),
         (SamplingSettings(guidance=2.0, temperature=0.8, top_k=100, top_p=0.9), (7,)),
     ],
@@ -202,18 +206,55 @@ def test_blocks_of_many_sizes_agree_or_only_one_is_used() -> None:
     assert torch.equal(model.draw(prompts[19:], [19], settings), whole[19:])
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_attending_to_masked_slots_changes_no_token(guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "until"), [(1.0, 1.0), (3.0, 1.0), (3.0, 0.5)])
+def test_attending_to_masked_slots_changes_no_token(guidance: float, until: float) -> None:
     """What a CUDA graph does: more slots than are filled, the rest masked, all state in tensors."""
     model, prompts = sampler(), random_prompts(12)
-    settings = SamplingSettings(guidance=guidance, temperature=0)
+    settings = SamplingSettings(guidance=guidance, temperature=0, guidance_until=until)
     expected = model.draw(prompts, range(12), settings)
     model.span = 24
     assert torch.equal(model.draw(prompts, range(12), settings), expected)
 
 
+def test_guidance_ends_where_it_is_told_to() -> None:
+    """Tokens as with guidance up to there, then those that follow them without it."""
+    model, prompts, until = sampler(), random_prompts(6), 6
+    half = SamplingSettings(guidance=3.0, temperature=0, guidance_until=until / TOKENS)
+    found = model.draw(prompts, range(6), half).long()
+    whole = model.draw(prompts, range(6), replace(half, guidance_until=1.0)).long()
+    assert torch.equal(found[:, :until], whole[:, :until])
+    assert not torch.equal(found, whole)
+    for prompt, tokens in zip(prompts, found, strict=True):
+        assert torch.equal(tokens[until:], follow(model, prompt, tokens))
+
+
+def follow(model: TokenSampler, prompt: list[int], tokens: Tensor, until: int = 6) -> Tensor:
+    """Without guidance, the likeliest token at every position from ``until`` on, given those before it."""
+    read = model.backbone.embedding[torch.tensor(prompt)]
+    likeliest = []
+    for position in range(until, TOKENS):
+        run = Run(model.backbone, torch.zeros(1, dtype=torch.long), 64)
+        hidden = run.extend(torch.cat([read, model.table[tokens[:position]]])[None])
+        likeliest.append(model.head(model.features(hidden)).argmax(-1))
+    return torch.cat(likeliest)
+
+
+@pytest.mark.parametrize("network", [Backbone, StockNetwork])
+def test_guidance_ends_in_every_kind_of_network(network: Any) -> None:
+    model = sampler()
+    prompts = [model.backbone.embedding[torch.tensor(prompt)] for prompt in random_prompts(4)]
+    step = one_token(model.table, lambda hidden: model.head(model.features(hidden)))
+    drawer = PictureSampler(network(llama()), step, positions=TOKENS)
+    half = SamplingSettings(guidance=3.0, temperature=0, guidance_until=6 / TOKENS)
+    found = drawer.draw(prompts, [prompts[0]] * 4, range(4), half).long()
+    whole = drawer.draw(prompts, [prompts[0]] * 4, range(4), replace(half, guidance_until=1.0)).long()
+    assert torch.equal(found[:, :6], whole[:, :6])
+    for prompt, tokens in zip(random_prompts(4), found, strict=True):
+        assert torch.equal(tokens[6:], follow(model, prompt, tokens))
+
+
 def test_a_held_block_starts_afresh() -> None:
-    model, settings = sampler(), SamplingSettings(guidance=3.0)
+    model, settings = sampler(), SamplingSettings(guidance=3.0, guidance_until=0.5)
     prompts = [prompt for prompt in random_prompts(30) if len(prompt) <= 16][:8]
     expected = [model.draw(prompts[i : i + 4], range(i, i + 4), settings) for i in (0, 4)]
     held = _Block(model, 4, 32, settings)  # room for wider prompts too
