@@ -68,7 +68,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check.least("sampling.guidance", self.guidance, 1)
-        check.that(0 < self.guidance_until <= 1, "sampling.guidance_until", self.guidance_until, "above 0 and at most 1")
+        check.that(
+            0 < self.guidance_until <= 1, "sampling.guidance_until", self.guidance_until, "above 0 and at most 1"
+        )
         check.least("sampling.temperature", self.temperature, 0)
         check.least("sampling.top_k", self.top_k, 0)
         check.that(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "above 0 and at most 1")

@@ -29,6 +29,8 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A Ray that is started here ends a process after a second without work, and the next stage waits for a new one.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    # Ray warns of four times as many processes as may start at once; a training group and its helpers are more.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if config.address == "local":  # nobody takes this machine away; watching for it costs a process a training group
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -50,7 +50,9 @@ def find_pictures(uri: str) -> PictureFiles:
 
 
 def stream(kind: str, files: list[str], size: int, seed: int | None = None) -> Any:
-    """A Dataset with one column, ``picture`` uint8 ``[size,size,3]``. With ``seed``, files in a new order an epoch.
+    """A Dataset with one column, ``picture`` uint8 ``[size,size,3]``.
+
+    Without ``seed`` in the order of the files, with one in a new order an epoch.
 
     Pictures are cut to their middle square and resized; what cannot be read is left out.
     """
@@ -64,6 +66,7 @@ def stream(kind: str, files: list[str], size: int, seed: int | None = None) -> A
         dataset = ray.data.read_webdataset(files, decoder=None, suffixes=list(_COLUMNS), **options)
     else:
         dataset = ray.data.read_binary_files(files, **options)
+    dataset.context.execution_options.preserve_order = seed is None
     return dataset.map_batches(_Decode(size), batch_size=64, batch_format="pyarrow")
 
 

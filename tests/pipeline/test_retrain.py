@@ -44,6 +44,16 @@ def test_every_kind_of_folder_gives_the_same_pictures(tmp_path: Path, kind: str,
     assert len({picture.tobytes() for picture in batch}) > 8
 
 
+def test_pictures_that_evaluate_come_in_the_order_of_their_files(tmp_path: Path) -> None:
+    """However long each file takes to read: evaluations of several trainings shall be of the same pictures."""
+    for name, count in (("long", 5000), ("short", 4)):
+        write_pictures(str(tmp_path / name), count=count, shard=count)
+    files = [str(tmp_path / name / "part-0000.parquet") for name in ("long", "short")]
+    expected = stream("parquet", files[:1], size=48).take_batch(8)["picture"]
+    found = stream("parquet", files, size=48).take_batch(8)["picture"]
+    assert (found == expected).all()
+
+
 def test_reconstruction_improves_outside_the_harmful_space(finished: Finished, pictures: str, tmp_path: Path) -> None:
     out = tmp_path / "codebook"
     settings = [*SMALL, "workers=2"]  # as many as the machine of the tests has CPUs, and the pictures are read too

@@ -39,6 +39,25 @@ def test_the_evidence_quoted_is_the_committed_result() -> None:
     assert f"it took {found['seconds'] / 60:.1f} minutes" in README
 
 
+def test_the_figures_of_scale_are_the_committed_ones() -> None:
+    cluster, sweep, retrained = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("cluster", "sweep", "retrain")
+    )
+    for row in cluster["weak_scaling"]:
+        assert row["efficiency"] >= 0.95
+        assert f"| {row['actors']} | {row['efficiency']:.1%} |" in README
+    assert f"Ray costs {cluster['overhead']['overhead']:.1%} over a plain loop" in README
+    assert f"takes {max(row['peak_driver_mib'] for row in cluster['memory'])} MiB" in README
+    assert f"tried {len(sweep['trials'])} settings in {sweep['seconds'] / 60:.1f} minutes" in README
+    for name in ("start", "best"):
+        rate = sweep["retest"][name]["unsafe"]["audit"]
+        assert f"{rate['rate']:.1%} [{rate['ci'][0]:.1%}, {rate['ci'][1]:.1%}]" in README
+    losses = list(retrained["one_worker"]["evaluation"].values())
+    assert f"from {losses[0]:.4f} to {losses[-1]:.4f}" in README
+    for name in ("two_workers", "one_of_two_killed"):
+        assert f"{retrained[name]['apart']:.1%}" in README
+
+
 def test_everything_named_exists() -> None:
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
