@@ -224,8 +224,11 @@ def run_finals(
         progress.advance(1)
         return {"number": trial["number"], "point": trial["point"], **outcome}
 
-    with ThreadPoolExecutor(sweep.concurrent) as pool:
+    pool = ThreadPoolExecutor(sweep.concurrent)
+    try:
         finals = sorted(pool.map(run, finalists), key=_merit)
+    finally:
+        pool.shutdown(wait=False)  # after Ctrl-C nobody waits: without Ray the threads end by themselves
     progress.finish()
     return finals
 
