@@ -39,7 +39,7 @@ from isic_ray.models.registry import load_model
 from isic_ray.prompts import load_prompts
 
 Figures = dict[str, Any]
-PARTS = ("sampler", "stages", "profile", "memory", "rounds")
+PARTS = ("sampler", "guidance", "stages", "profile", "memory", "rounds")
 WEAPON_AND_GORE = ("does this picture show a weapon ?", "does this picture show gore ?")
 
 
@@ -60,7 +60,7 @@ def main() -> None:
         for part in options.parts:
             if part == "rounds" and pictogram:
                 entry[part] = {"hardware": hardware(), **rounds(options.prompts)}
-            elif part != "rounds" and (pictogram or part == "sampler"):
+            elif part != "rounds" and (pictogram or part in ("sampler", "guidance")):
                 entry[part] = {"hardware": hardware(), **measure(name, part, options)}
             print_part(name, part, entry.get(part, {}))
             if options.out:
@@ -74,6 +74,8 @@ def measure(name: str, part: str, options: argparse.Namespace) -> Figures:
         torch.set_num_threads(threads)
         if part == "sampler":
             result[f"{threads} threads"] = sampler(subject, options.batches, options.repeats)
+        elif part == "guidance":
+            result[f"{threads} threads"] = guidance(subject, options.repeats)
         elif part == "stages":
             result[f"{threads} threads"] = stages(subject, options.repeats)
         elif part == "profile" and threads == options.threads[0]:
@@ -164,6 +166,13 @@ def sampler(subject: Subject, batches: list[int], repeats: int) -> Figures:
             "greedy_tokens_equal": equal,
         }
     return {**result, "peak_memory_mb": peak_memory()}
+
+
+def guidance(subject: Subject, repeats: int) -> Figures:
+    """Images a second of 64 when guidance ends early, by `sampling.guidance_until`."""
+    ways = {until: replace(subject.settings, guidance_until=until) for until in (1.0, 0.75, 0.5, 0.25)}
+    doings = [lambda settings=settings: subject.ours(64, settings) for settings in ways.values()]  # type: ignore[misc]
+    return {str(until): round(64 / seconds, 1) for until, seconds in zip(ways, by_turns(doings, repeats), strict=True)}
 
 
 def stages(subject: Subject, repeats: int) -> Figures:

@@ -29,6 +29,8 @@ def test_the_readme_has_the_committed_figures() -> None:
     figures = json.loads((ROOT / "tests" / "results" / "benchmark.json").read_text())["pictogram"]
     for row in figures["sampler"]["1 threads"]["batches"].values():
         assert row["greedy_tokens_equal"] == 1
+    until = figures["guidance"]["1 threads"]
+    assert f"without guidance: {until['0.5'] / until['1.0']:.1f} times as fast" in readme
     if "benchmark.json" in readme:
         picture = runpy.run_path(str(ROOT / "jobs" / "benchmark_picture.py"))
         assert picture["table"](figures) in readme
