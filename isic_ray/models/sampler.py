@@ -8,10 +8,10 @@ K = 1024 in float32, batch 1 against 32: 3e-7 a token for flat logits, 2e-5 for 
 thousands of tokens, and bfloat16 is 2**16 times coarser. Rounding the logits to a grid does not help: it makes
 differences rarer but larger, and the sum stays the same on average.
 
-So blocks are formed in one of two ways. On a CPU, `Backbone` uses kernels that give a row the same bits in any block of
-a multiple of `ROWS` rows; each process tries that on its own weights before it relies on it. Elsewhere (a GPU, or a CPU
-that fails the trial) kernels always see the same shapes: blocks of one size, short ones filled up. Prompts are
-left-padded to a width that depends on their own length alone.
+So blocks are formed in one of two ways. On a CPU, `Backbone` uses kernels that give a row the same bits in any block,
+or in any of a multiple of `ROWS` rows; each process tries that on its own weights before it relies on it. Elsewhere (a
+GPU, or a CPU that fails the trials) kernels always see the same shapes: blocks of one size, short ones filled up.
+Prompts are left-padded to a width that depends on their own length alone.
 
 All pictures of a model have equally many tokens, so the rows of a block end together and none idles.
 """
@@ -29,7 +29,7 @@ from isic_ray.models.backbone import Backbone, Run
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.blocks import blocks, left_pad, out_of_memory
 
-ROWS = 4  # elastic blocks are filled up to a multiple of this many rows: vector kernels differ below
+ROWS = 4  # where kernels differ for fewer rows, elastic blocks are filled up to a multiple of this many
 BLOCK = 16  # rows or samples that run together where only blocks of one size agree
 _LARGEST = 64  # samples that run together at the most
 _SPAN = 64  # on a GPU, attention looks at a multiple of this many slots, and each multiple has a graph of its own
@@ -62,7 +62,7 @@ class TokenSampler:
         self.tokens, self.pad_id, self.kept_ids = tokens, pad_id, frozenset(kept_ids)
         self.span = _SPAN if visual_table.is_cuda else 1
         self.block = block or self._fitting_block()
-        self._elastic: dict[int, bool] = {}  # by number of threads
+        self._elastic: dict[int, int] = {}  # by number of threads
         self._held: _Block | None = None
 
     def draw(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
@@ -91,15 +91,16 @@ class TokenSampler:
             left = [i for i in left if i >= 0]
         return result
 
-    def elastic(self) -> bool:
-        """Whether a row keeps its bits in blocks of any multiple of `ROWS` rows here; tried once."""
+    def elastic(self) -> int:
+        """Of how many rows blocks here must be a multiple for a row to keep its bits; 0: of one size. Tried once."""
         threads = torch.get_num_threads()
         if threads not in self._elastic:
-            self._elastic[threads] = not self.table.is_cuda and self._rows_agree()
+            tried = () if self.table.is_cuda else (1, ROWS)
+            self._elastic[threads] = next((rows for rows in tried if self._rows_agree(rows)), 0)
         return self._elastic[threads]
 
     @torch.inference_mode()
-    def _rows_agree(self) -> bool:
+    def _rows_agree(self, multiple: int) -> bool:
         generator = torch.Generator().manual_seed(0)
         rows, length = 2 * _LARGEST, 16
         x = self.table[torch.randint(len(self.table), (rows, length + 2), generator=generator)]
@@ -112,14 +113,17 @@ class TokenSampler:
             return self.head(self.features(run.step(x[members, length + 1])))
 
         whole = logits(slice(0, rows))
-        return all(torch.equal(logits(slice(n, 2 * n)), whole[n : 2 * n]) for n in (ROWS, 3 * ROWS, 8 * ROWS))
+        sizes = [multiple * n for n in (1, 2, 3, 5, 8)]
+        return all(torch.equal(logits(slice(n, 2 * n)), whole[n : 2 * n]) for n in sizes)
 
     def _sizes(self, settings: SamplingSettings) -> tuple[int, int]:
         """Samples of a block at the most, and what their number is a multiple of."""
-        if not self.elastic():
+        rows = self.elastic()
+        if not rows:
             size = self.block if self.table.is_cuda else min(self.block, BLOCK)
             return size, size
-        multiple = ROWS // 2 if settings.guided(self.tokens) == self.tokens else ROWS  # unguided rows run alone
+        always = settings.guided(self.tokens) == self.tokens
+        multiple = -(-rows // 2) if always else rows  # guidance doubles the rows, as long as it lasts
         return max(self.block, multiple), multiple
 
     def _fitting_block(self) -> int:
@@ -190,9 +194,9 @@ class _Block:
         if self.guiding:
             rows += [tuple(i if i in sampler.kept_ids else sampler.pad_id for i in row) for row in rows]
         read = rows
-        if sampler.elastic():
+        if multiple := sampler.elastic():
             read = list(dict.fromkeys(rows))
-            read += read[:1] * (-len(read) % ROWS)
+            read += read[:1] * (-len(read) % multiple)
             read = read if len(read) < len(rows) else rows
         ids, pads = left_pad(read, width, sampler.pad_id, sampler.table.device)
         x = F.embedding(ids, sampler.backbone.embedding)
