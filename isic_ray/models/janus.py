@@ -34,7 +34,7 @@ from isic_ray.models.checkpoints import (
     weight_files,
 )
 from isic_ray.models.perceive import TowerPerceiver
-from isic_ray.models.sampler import BLOCK, TokenSampler, complete_greedily
+from isic_ray.models.sampler import BLOCK, ROWS, TokenSampler, complete_greedily
 
 _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
 _CODEBOOK_KEY = "vqmodel.quantize.embedding.weight"
@@ -171,7 +171,7 @@ class JanusModel:
         yes, no = self._answer_ids("yes"), self._answer_ids("no")
         texts = {text: self._question_ids(text) for text in dict.fromkeys(text for own in questions for text in own)}
         openings = {tuple(opening) for opening, _ in texts.values()}
-        multiple = self._sampler.elastic() or BLOCK
+        multiple = ROWS if self._sampler.elastic() else BLOCK
         scores = [[0.0] * len(own) for own in questions]
         for rows in picture_blocks(len(images), BLOCK):
             features = self._vision_features(images[rows])

@@ -29,7 +29,8 @@ from isic_ray.models.backbone import Backbone, Run
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.blocks import blocks, left_pad, out_of_memory
 
-ROWS = 4  # where kernels differ for fewer rows, elastic blocks are filled up to a multiple of this many
+# Rows that elastic blocks are filled up to a multiple of: kernels may differ below, and each size of block takes memory.
+ROWS = 4
 BLOCK = 16  # rows or samples that run together where only blocks of one size agree
 _LARGEST = 64  # samples that run together at the most
 _SPAN = 64  # on a GPU, attention looks at a multiple of this many slots, and each multiple has a graph of its own
@@ -79,7 +80,7 @@ class TokenSampler:
         left = list(range(len(prompts)))
         while left:
             try:
-                for width, members in blocks([len(prompts[i]) for i in left], *self._sizes(settings)):
+                for width, members in blocks([len(prompts[i]) for i in left], *self._sizes(settings, len(left))):
                     rows = [left[i] for i in members]
                     tokens = self._draw_block([prompts[i] for i in rows], [seeds[i] for i in rows], width, settings)
                     result[torch.tensor(rows)] = tokens  # a filler row rewrites its own result
@@ -92,7 +93,7 @@ class TokenSampler:
         return result
 
     def elastic(self) -> int:
-        """Of how many rows blocks here must be a multiple for a row to keep its bits; 0: of one size. Tried once."""
+        """1 where a row keeps its bits in any block, `ROWS` where it does in multiples of that, else 0; tried once."""
         threads = torch.get_num_threads()
         if threads not in self._elastic:
             tried = () if self.table.is_cuda else (1, ROWS)
@@ -116,14 +117,16 @@ class TokenSampler:
         sizes = [multiple * n for n in (1, 2, 3, 5, 8)]
         return all(torch.equal(logits(slice(n, 2 * n)), whole[n : 2 * n]) for n in sizes)
 
-    def _sizes(self, settings: SamplingSettings) -> tuple[int, int]:
+    def _sizes(self, settings: SamplingSettings, count: int) -> tuple[int, int]:
         """Samples of a block at the most, and what their number is a multiple of."""
         rows = self.elastic()
         if not rows:
             size = self.block if self.table.is_cuda else min(self.block, BLOCK)
             return size, size
         always = settings.guided(self.tokens) == self.tokens
-        multiple = -(-rows // 2) if always else rows  # guidance doubles the rows, as long as it lasts
+        multiple = ROWS // 2 if always else ROWS  # guidance doubles the rows, as long as it lasts
+        if count == rows == 1:  # a picture alone
+            multiple = 1
         return max(self.block, multiple), multiple
 
     def _fitting_block(self) -> int:
@@ -194,9 +197,9 @@ class _Block:
         if self.guiding:
             rows += [tuple(i if i in sampler.kept_ids else sampler.pad_id for i in row) for row in rows]
         read = rows
-        if multiple := sampler.elastic():
+        if sampler.elastic():
             read = list(dict.fromkeys(rows))
-            read += read[:1] * (-len(read) % multiple)
+            read += read[:1] * (-len(read) % ROWS)
             read = read if len(read) < len(rows) else rows
         ids, pads = left_pad(read, width, sampler.pad_id, sampler.table.device)
         x = F.embedding(ids, sampler.backbone.embedding)
