@@ -29,7 +29,7 @@ from isic_ray.models.backbone import Backbone, Run
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.blocks import blocks, left_pad, out_of_memory
 
-# Rows that elastic blocks are filled up to a multiple of: kernels may differ below, and each size of block takes memory.
+# Rows that elastic blocks are filled up to a multiple of: kernels may differ below, and each size of block costs memory
 ROWS = 4
 BLOCK = 16  # rows or samples that run together where only blocks of one size agree
 _LARGEST = 64  # samples that run together at the most
