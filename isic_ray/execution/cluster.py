@@ -32,7 +32,7 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
     # Ray warns of four times as many processes as may start at once; a training group and its helpers are more.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    if config.address == "local":  # nobody takes this machine away; watching for it costs a process a training group
+    if _own_ray(config):  # nobody takes this machine away; watching for it costs a process a training group
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     be_patient(config)
     if not verbose:
@@ -58,8 +58,8 @@ def _start(config: ExecutionConfig, verbose: bool) -> None:
     import ray
 
     address: str | None = config.address
-    if address == "local" and _in_job():
-        address = "auto"  # the cluster that runs the job; a Ray within it would lack the job's files
+    if address == "local" and not _own_ray(config):
+        address = "auto"
     if address == "auto" and not os.environ.get("RAY_ADDRESS"):
         address = None  # no cluster was named: Ray joins one that runs on this machine, else starts one
     local = address in (None, "local")
@@ -87,6 +87,11 @@ def _location_settings() -> dict[str, str]:
     if _in_job():
         return {}
     return {name: os.environ[name] for name in LOCATION if "@" not in os.environ.get(name, "@")}
+
+
+def _own_ray(config: ExecutionConfig) -> bool:
+    """Whether a Ray is started for this run alone. Within a job never: it would lack the job's files."""
+    return config.address == "local" and not _in_job()
 
 
 def _in_job() -> bool:

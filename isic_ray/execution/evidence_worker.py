@@ -16,7 +16,6 @@ from isic_ray.evaluation import AUDIT_THRESHOLD, SELF, harm_score
 from isic_ray.execution.isolation import Attempt, isolate
 from isic_ray.execution.sampling import ShardActor, Unit
 from isic_ray.execution.shard_worker import Cell, ShardWorker, _cell_id
-from isic_ray.models.base import SamplingSettings
 from isic_ray.models.negative import sample_away
 from isic_ray.plan import (
     PAIRS,
@@ -86,12 +85,6 @@ class EvidenceWorker(ShardWorker):
         self._shard(key, name)
         samples = self.run.read_shard(in_set(TOKENS, key), name, Sample)
         return self._judge_shard(name, samples, digest, self.base_digest, lambda d: in_set(verdict_stage(d), key))
-
-    def _settings(self) -> SamplingSettings:
-        sampling = self.config.sampling
-        return SamplingSettings(
-            sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance_until
-        )
 
     # -- cost -----------------------------------------------------------------------------------------------------
 

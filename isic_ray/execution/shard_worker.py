@@ -164,10 +164,7 @@ class ShardWorker:
         self, texts: Sequence[str], seeds: Sequence[int], table: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Tokens ``[B,N]``; ``table`` is for families whose tokens depend on it."""
-        sampling, size = self.config.sampling, self.config.execution.batch_size
-        settings = SamplingSettings(
-            sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance_until
-        )
+        settings, size = self._settings(), self.config.execution.batch_size
         under = () if table is None else (table,)
         parts = [
             self.model.sample(texts[start : start + size], seeds[start : start + size], settings, *under)
@@ -177,6 +174,12 @@ class ShardWorker:
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < len(self.model.codebook):
             raise ValueError("the model drew a token outside its codebook; its logits are not numbers")
         return tokens
+
+    def _settings(self) -> SamplingSettings:
+        sampling = self.config.sampling
+        return SamplingSettings(
+            sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance_until
+        )
 
     def _table(self, digest: str) -> torch.Tensor:
         if digest not in self._tables:

@@ -135,9 +135,7 @@ def _try(point: Point, sweep: SweepConfig, out: str, workers: Workers) -> None:
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
     trial = Trial(sweep.trial(point), out, workers, sweep.start().judge.threshold, report)
-    summary = trial.run()
-    best = summary["rounds"][summary["best_round"]]
-    report({**trial.outcome(summary["rounds"][-1]["round"], best["codebook"]), "ended": True})
+    report({**trial.run_to_end(), "ended": True})
 
 
 def _report(outcome: Record, started: float, point: Point, tell: Any) -> None:
@@ -217,10 +215,8 @@ def run_finals(
     progress.start("finals", len(finalists), "trials")
 
     def run(trial: Record) -> Record:
-        loop = Trial(sweep.at(trial["point"]), out, workers, sweep.start().judge.threshold, lambda _: None)
-        summary = loop.run()
-        best = summary["rounds"][summary["best_round"]]
-        outcome = loop.outcome(summary["rounds"][-1]["round"], best["codebook"])
+        whole = Trial(sweep.at(trial["point"]), out, workers, sweep.start().judge.threshold, lambda _: None)
+        outcome = whole.run_to_end()
         progress.advance(1)
         return {"number": trial["number"], "point": trial["point"], **outcome}
 

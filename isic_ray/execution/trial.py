@@ -55,6 +55,12 @@ class Trial(IsicLoop):
         """Its workers are not its own, and live on."""
         return self.improve()
 
+    def run_to_end(self) -> Record:
+        """`run`; returns the `outcome` of the codebook that it ends with."""
+        summary = self.run()
+        rounds = summary["rounds"]
+        return self.outcome(rounds[-1]["round"], rounds[summary["best_round"]]["codebook"])
+
     def generate(self) -> Record:
         """Round 0 is the shared run's."""
         self.load()

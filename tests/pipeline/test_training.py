@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from isic_ray.codebook import build_edit
 from isic_ray.config import EditConfig, FinetuneConfig, ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.training import DeltaJob, keep_rows, train_deltas, training_groups
-from isic_ray.execution.training_groups import Desk
+from isic_ray.execution.training_groups import Desk, TrainingGroups
 from isic_ray.models.registry import read_facts
 from isic_ray.runs import Run, fingerprint
 from tests.pipeline.conftest import SMALL
@@ -21,18 +23,35 @@ from tests.pipeline.conftest import SMALL
 TOLERANCE = 1e-5  # largest difference of a table entry between ZeRO stages
 
 
-def deltas(out: Path, finetune: FinetuneConfig) -> tuple[torch.Tensor, DeltaJob]:
-    """A paper edit of the embedded table from random pairs, and its E″ trained under ``finetune``."""
-    config = replace(SMALL, finetune=finetune)
-    facts = read_facts(ModelConfig())
+@dataclass(frozen=True)
+class Bench:
+    """Training workers for one run, a paper edit of the embedded table from random pairs, and their safe tokens."""
+
+    groups: TrainingGroups
+    run: Run
+    job: DeltaJob
+    safe: np.ndarray  # int32 [32,36]
+
+    def train(self, finetune: FinetuneConfig, seed: int = 0) -> torch.Tensor:
+        """E″ of the edit."""
+        return train_deltas(self.groups, finetune, self.run, [self.job], keep_rows(self.safe, finetune, seed))[0]
+
+
+@contextmanager
+def bench(out: Path, finetune: FinetuneConfig, kept: bool = False) -> Iterator[Bench]:
+    config, facts = replace(SMALL, finetune=finetune), read_facts(ModelConfig())
     tokens = torch.randint(len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0))
     edit = build_edit(facts.codebook, *tokens, EditConfig(method="paper", rank=2), facts.normalised)
-    job = DeltaJob(edit.codebook, edit.basis, None)
     record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": facts.weights_digest, "plan": {}}
     run = Run.create_or_resume(str(out), record)
-    rows = keep_rows(tokens[1].numpy().astype(np.int32), finetune, seed=0)
-    with training_groups(config, run, facts.codebook) as groups:
-        return train_deltas(groups, finetune, run, [job], rows)[0], job
+    with training_groups(config, run, facts.codebook, kept) as groups:
+        yield Bench(groups, run, DeltaJob(edit.codebook, edit.basis, None), tokens[1].numpy().astype(np.int32))
+
+
+def deltas(out: Path, finetune: FinetuneConfig) -> tuple[torch.Tensor, DeltaJob]:
+    """The edit's E″ trained under ``finetune``, by workers that are not kept, and the edit."""
+    with bench(out, finetune) as found:
+        return found.train(finetune), found.job
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +82,10 @@ def test_a_finished_delta_is_read_back_instead_of_trained_again(stage_zero: torc
 def test_a_kept_group_trains_a_second_order_as_a_new_group_does(tmp_path: Path) -> None:
     """Only the first order pays for the group's start; what it trained must not leak into the second."""
     finetune = FinetuneConfig(steps=2, batch_size=8, target="safe")
-    config = replace(SMALL, finetune=finetune, execution=replace(SMALL.execution, keep_workers=True))
-    alone, job = deltas(tmp_path / "alone", finetune)
-    record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": "", "plan": {}}
-    run, facts = Run.create_or_resume(str(tmp_path / "kept"), record), read_facts(ModelConfig())
-    tokens = torch.randint(len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0))
-    safe = tokens[1].numpy().astype(np.int32)
-    with training_groups(config, run, facts.codebook) as groups:
-        other = train_deltas(groups, finetune, run, [job], keep_rows(safe, finetune, seed=1))[0]
-        second = train_deltas(groups, finetune, run, [job], keep_rows(safe, finetune, seed=0))[0]
+    alone, _ = deltas(tmp_path / "alone", finetune)
+    with bench(tmp_path / "kept", finetune, kept=True) as found:
+        other = found.train(finetune, seed=1)
+        second = found.train(finetune, seed=0)
     assert torch.equal(second, alone)
     assert not torch.equal(other, alone)
 
@@ -79,17 +93,11 @@ def test_a_kept_group_trains_a_second_order_as_a_new_group_does(tmp_path: Path) 
 def test_an_order_that_cannot_be_carried_out_leaves_the_group_to_others(tmp_path: Path) -> None:
     """A trial whose learning rate blows the codebook up is told so, and the next trial's delta is as if alone."""
     finetune = FinetuneConfig(steps=2, batch_size=8, target="safe")
-    config = replace(SMALL, finetune=finetune, execution=replace(SMALL.execution, keep_workers=True))
-    alone, job = deltas(tmp_path / "alone", finetune)
-    record = {"config": {}, "fingerprint": fingerprint(config), "model_digest": "", "plan": {}}
-    run, facts = Run.create_or_resume(str(tmp_path / "kept"), record), read_facts(ModelConfig())
-    tokens = torch.randint(len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0))
-    rows = keep_rows(tokens[1].numpy().astype(np.int32), finetune, seed=0)
-    broken = replace(finetune, learning_rate=1e30)
-    with training_groups(config, run, facts.codebook) as groups:
+    alone, _ = deltas(tmp_path / "alone", finetune)
+    with bench(tmp_path / "kept", finetune, kept=True) as found:
         with pytest.raises(UserError, match=r"lower finetune\.learning_rate, which is 1e"):
-            train_deltas(groups, broken, run, [job], rows)
-        assert torch.equal(train_deltas(groups, finetune, run, [job], rows)[0], alone)
+            found.train(replace(finetune, learning_rate=1e30))
+        assert torch.equal(found.train(finetune), alone)
 
 
 def test_orders_go_to_the_group_with_the_least_to_do() -> None:
