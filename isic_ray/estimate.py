@@ -26,19 +26,25 @@ class Estimate:
 
 def estimate(config: RunConfig, shards: Sequence[Shard], rewrites: int, tokens_each: int | None) -> Estimate:
     """For the planned ``shards`` and at most so many ``rewrites``, at the rates that ``config.execution`` states."""
-    execution, tries = config.execution, config.loop.max_rounds * (2 if config.loop.backoff > 0 else 1)
-    samples = sum(len(shard.cells) for shard in shards)
-    held_out = [shard for shard in shards if shard.split == HELD_OUT]
+    execution, rounds = config.execution, config.loop.max_rounds
     arms = len([arm for arm in config.loop.arms if arm != "none"])
-    draws = samples + rewrites
-    judgements = draws + tries * samples + arms * sum(len(shard.cells) for shard in held_out)
+    held_out = [shard for shard in shards if shard.split == HELD_OUT]
+    build = [shard for shard in shards if shard.split != HELD_OUT]
+    # Held-out pictures decide a round and an arm; those that build edits are judged again where another round follows.
+    decisions, sequels = rounds * (2 if config.loop.backoff > 0 else 1) + arms, max(0, rounds - 1)
+    draws = _samples(shards) + rewrites
+    judgements = draws + decisions * _samples(held_out) + sequels * _samples(build)
     hours = money = size = None
     if execution.draws_per_second and execution.judgements_per_second:
         hours = (draws / execution.draws_per_second + judgements / execution.judgements_per_second) / 3600
         money = hours * execution.price_per_hour if execution.price_per_hour else None
     if tokens_each is not None:
-        files = len(shards) * (3 + tries) + arms * len(held_out)
+        files = len(shards) * 3 + decisions * len(held_out) + sequels * len(build)
         verdicts = judgements * (1 + len(config.judge.auditors))
         drawn = (draws + rewrites) * (SAMPLE_BYTES + TOKEN_BYTES * tokens_each)  # a pair holds both pictures' tokens
         size = files * FILE_BYTES + drawn + verdicts * VERDICT_BYTES
     return Estimate(draws, judgements, size, hours, money)
+
+
+def _samples(shards: Sequence[Shard]) -> int:
+    return sum(len(shard.cells) for shard in shards)

@@ -21,15 +21,8 @@ from isic_ray.execution.crew import Crew
 from isic_ray.execution.isolation import losses, set_aside
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit, start_crew, work
-from isic_ray.execution.training import (
-    DeltaJob,
-    Weighted,
-    has_blob,
-    keep_rows,
-    pair_rows,
-    train_deltas,
-    training_groups,
-)
+from isic_ray.execution.training import DeltaJob, has_blob, train_deltas, training_groups
+from isic_ray.execution.training_rows import harmful_rows, keep_rows, pair_rows, safe_rows
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import digest_judge, read_facts
 from isic_ray.plan import PAIRS, PROMPTS, TOKENS, Shard, codebook_blob, plan_shards, redrawn_stage, verdict_stage
@@ -76,12 +69,21 @@ def create_run(
 
 @dataclass
 class Best:
-    """The best codebook so far: its table, its round and its evidence."""
+    """The best codebook so far: its table, its round, its evidence, and the best before it (None: it is the base).
+
+    Of a kept round's codebook the evidence is on held-out pictures alone, until `IsicLoop.complete`.
+    """
 
     round: int
     table: torch.Tensor
     digest: str
     evidence: Evidence
+    before: Best | None = None
+    whole: bool = False
+
+    def lineage(self) -> list[Best]:
+        """From the base codebook to this one."""
+        return [*(self.before.lineage() if self.before else []), self]
 
 
 class IsicLoop:
@@ -100,7 +102,6 @@ class IsicLoop:
         self.samples: list[Sample] = []
         self.pairs: list[Pair] = []
         self.touched: dict[str, int] = {}
-        self.history: list[Evidence] = []  # under the base codebook and each kept round's
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
@@ -124,11 +125,11 @@ class IsicLoop:
                 record = self.run_dir.commit_round(number, self.round(number, best))  # an earlier decision stands
             rounds.append(record)
             if "tried" in record:  # verdicts that were removed since, because they were damaged
-                self.judge([record["tried"]], self.shards, f"round {number}: re-judge", best.digest)
+                self.judge([record["tried"]], self.of(HELD_OUT), f"round {number}: re-judge", best.digest)
             if not record["kept"]:
                 break
-            self.history.append(best.evidence)
-            best = Best(number, self.table(record["codebook"]), record["codebook"], self.evidence(record["codebook"]))
+            digest = record["codebook"]
+            best = Best(number, self.table(digest), digest, self.evidence(digest, HELD_OUT), best)
         arms = self.arms()
         return self.finish(rounds, best, arms)
 
@@ -161,10 +162,14 @@ class IsicLoop:
         )
 
     def round(self, number: int, best: Best) -> Record:
-        """Edit, fine-tune, re-judge and decide; a failed try is repeated once with a weaker edit, then rolled back."""
+        """Edit, fine-tune, re-judge and decide; a failed try is repeated once with a weaker edit, then rolled back.
+
+        Only held-out pictures decide, so only they are judged; the others are where another round follows.
+        """
         started = time.monotonic()
         pairs = self.still_flagged(best)
-        record: Record = {"round": number, "kept": False, "codebook": best.digest, "sampled": 0, "pairs": len(pairs)}
+        record: Record = {"round": number, "kept": False, "codebook": best.digest, "pairs": len(pairs)}
+        record["sampled"] = self.drawn_anew(best.digest, BUILD)
         strengths = [self.config.edit.strength]
         if self.config.loop.backoff > 0:
             strengths.append(self.config.edit.strength * self.config.loop.backoff)
@@ -176,9 +181,9 @@ class IsicLoop:
                 record["note"] = "no row passes the thresholds"
                 break
             digest = self.publish(table, number, self.config.edit.method)
-            self.judge([digest], self.shards, f"round {number}: re-judge", known=best.digest)
+            self.judge([digest], self.of(HELD_OUT), f"round {number}: re-judge", known=best.digest)
             record |= self.decide(number, best, digest)
-            record["sampled"] += sum(c.rows for c in self.run_dir.committed(redrawn_stage(digest)).values())
+            record["sampled"] += self.drawn_anew(digest, HELD_OUT)
             record |= {"strength": strength, "rows": int((table != self.facts.codebook).any(1).sum())}
             record |= {"rank": 0 if edit.basis is None else edit.basis.shape[1], "touched": self.touched.get(digest, 0)}
             if record["kept"]:
@@ -191,13 +196,23 @@ class IsicLoop:
 
     def still_flagged(self, best: Best) -> list[Pair]:
         """The pairs whose harmful sample the model still flags under the best codebook (all, with cumulative basis)."""
+        evidence = self.complete(best)
         pairs = self.pairs_under(best.digest)
         if self.config.edit.basis == "cumulative":
             return pairs
-        build = best.evidence.select(UNSAFE, BUILD)
-        flags = best.evidence.unsafe(SELF, build)
+        build = evidence.select(UNSAFE, BUILD)
+        flags = evidence.unsafe(SELF, build)
         flagged = {sample.sample_id for sample, flag in zip(build, flags, strict=True) if flag}
         return [pair for pair in pairs if pair.sample_id in flagged]
+
+    def complete(self, best: Best) -> Evidence:
+        """The evidence on all pictures: a round was kept by the held-out ones alone, the next edit needs the others."""
+        if best.before and not best.whole:
+            self.complete(best.before)  # whose verdicts hold for the pictures that are the same
+            stage = f"round {best.round}: judge build pictures"
+            self.judge([best.digest], self.of(BUILD), stage, known=best.before.digest)
+            best.evidence, best.whole = self.evidence(best.digest), True
+        return best.evidence
 
     def pairs_under(self, digest: str) -> list[Pair]:
         """All pairs, with the harmful tokens that are drawn under a codebook where tokens depend on it."""
@@ -210,9 +225,14 @@ class IsicLoop:
             return []
         return self.run_dir.read(redrawn_stage(digest), Sample)
 
+    def drawn_anew(self, digest: str, split: str) -> int:
+        """How many samples of a split were drawn anew under a codebook."""
+        names = {shard.name for shard in self.of(split)}
+        return sum(c.rows for name, c in self.run_dir.committed(redrawn_stage(digest)).items() if name in names)
+
     def decide(self, number: int, best: Best, digest: str) -> Record:
         """Keep an edit that the self-judge finds safer on held-out prompts and sparing to benign ones (no auditors)."""
-        after, limits = self.evidence(digest), self.config.loop
+        after, limits = self.evidence(digest, HELD_OUT), self.config.loop
         judged = {sample.sample_id for sample in best.evidence.samples}
         held_out = [sample for sample in after.select(UNSAFE, HELD_OUT) if sample.sample_id in judged]
         benign = after.select(BENIGN, HELD_OUT)
@@ -249,7 +269,7 @@ class IsicLoop:
         rows = keep_rows(safe, self.config.finetune, self.config.sampling.seed)
         tables = self.train([DeltaJob(edit.codebook, edit.basis, None) for edit in edits], rows, "arms: fine-tune")
         digests = [self.publish(table, 0, name) for table, name in zip(tables, names, strict=True)]
-        self.judge(digests, [s for s in self.shards if s.split == HELD_OUT], "arms: judge")
+        self.judge(digests, self.of(HELD_OUT), "arms: judge")
         return {
             name: {"codebook": digest, **self.evidence(digest, HELD_OUT).figures()}
             for name, digest in zip(names, digests, strict=True)
@@ -276,6 +296,10 @@ class IsicLoop:
         return self.run_dir.write_summary(summary)
 
     # -- its steps --------------------------------------------------------------------------------------------------
+
+    def of(self, split: str) -> list[Shard]:
+        """The shards of a split."""
+        return [shard for shard in self.shards if shard.split == split]
 
     def pending(self) -> list[str]:
         """Shards of round 0 that lack one of their commits; also when damage was removed after the round's end."""
@@ -343,34 +367,13 @@ class IsicLoop:
             local = self.config.edit.method in ("selective", "transport")
             job = DeltaJob(edit.codebook, edit.basis, edit.changed if local else None)
             return self.train([job], keep_rows(safe, finetune, seed), stage)[0]
-        history = [*self.history, best.evidence]
-        harmful, keep = self.harmful_rows(history, self.pairs_under(best.digest)), self.safe_rows(history)
+        history = [self.complete(each) for each in best.lineage()]
+        harmful, keep = harmful_rows(history, self.pairs_under(best.digest)), safe_rows(history, self.pairs)
         usage = UsageCounts.empty(len(edit.codebook))
         usage.add(torch.tensor(harmful.tokens), torch.tensor(harmful.targets), self.benign_tokens())
         price = usage.price(self.config.edit.smoothing)
         job = DeltaJob(edit.codebook, None, usage.harmful >= finetune.min_count, finetune.loss, price)
         return self.train([job], pair_rows(harmful, keep, finetune, seed), stage)[0]
-
-    def harmful_rows(self, history: list[Evidence], pairs: list[Pair]) -> Weighted:
-        """All ``pairs``; one that the model still flagged after k rounds is drawn 2^k times as often (boosting)."""
-        build = history[0].select(UNSAFE, BUILD)
-        flags = np.array([evidence.unsafe(SELF, build) for evidence in history])  # [rounds so far, samples]
-        times = dict(zip((sample.sample_id for sample in build), flags.sum(0), strict=True))
-        return Weighted(
-            np.array([pair.harmful_tokens for pair in pairs], dtype=np.int32),
-            np.array([pair.safe_tokens for pair in pairs], dtype=np.int32),
-            np.array([2.0 ** times[pair.sample_id] for pair in pairs]),
-        )
-
-    def safe_rows(self, history: list[Evidence]) -> Weighted:
-        """What must be drawn as before: the pairs' safe samples, which hold the look-alikes of what is removed, and
-        the benign build samples; one of these that an edit broke k times weighs 3^k."""
-        build = history[0].select(BENIGN, BUILD)
-        faithful = np.array([evidence.faithful(SELF, build) for evidence in history])
-        broken = (faithful[0] & ~faithful).sum(0)
-        tokens = [*(pair.safe_tokens for pair in self.pairs), *(sample.tokens for sample in build)]
-        kept = np.array(tokens, dtype=np.int32)
-        return Weighted(kept, kept, np.concatenate([np.ones(len(self.pairs)), 3.0**broken]))
 
     def benign_tokens(self) -> torch.Tensor:
         """int ``[B,N]``: tokens of the benign build samples."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,41 +54,6 @@ class DeltaJob:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def keep_rows(safe: np.ndarray, finetune: FinetuneConfig, seed: int) -> np.ndarray:
-    """int32 ``[steps*batch, 2, N]`` for target "safe": safe tokens ``[P,N]`` that must be drawn as before.
-
-    What is fed, in order: (tokens, tokens whose base picture is the target). Every epoch is a fresh permutation.
-    """
-    needed = finetune.steps * finetune.batch_size
-    generator = np.random.default_rng(seed)
-    epochs = max(1, math.ceil(needed / len(safe)))
-    order = np.concatenate([generator.permutation(len(safe)) for _ in range(epochs)])[:needed]
-    return np.stack([safe[order], safe[order]], axis=1).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """Tokens ``[P,N]``, the tokens ``[P,N]`` whose base pictures they shall give, and how often each is drawn."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray  # [P], any positive scale
-
-    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        picks = generator.choice(len(self.tokens), size=count, p=self.weights / self.weights.sum())
-        return np.stack([self.tokens[picks], self.targets[picks]], axis=1)
-
-
-def pair_rows(harmful: Weighted, benign: Weighted, finetune: FinetuneConfig, seed: int) -> np.ndarray:
-    """int32 ``[steps*batch, 2, N]`` for target "pair": every batch holds ``benign_share`` benign rows."""
-    generator = np.random.default_rng(seed)
-    benign_rows = round(finetune.benign_share * finetune.batch_size)
-    batches = []
-    for _ in range(finetune.steps):
-        batches += [harmful.draw(finetune.batch_size - benign_rows, generator), benign.draw(benign_rows, generator)]
-    return np.concatenate(batches or [np.empty((0, 2, harmful.tokens.shape[1]))]).astype(np.int32)
-
-
 def training_groups(
     config: RunConfig, run: Run, base: torch.Tensor, kept: bool | None = None, count: int = 1
 ) -> TrainingGroups:
@@ -107,7 +71,7 @@ def train_deltas(
 ) -> list[torch.Tensor]:
     """E″ ``[K,d]`` of each job, trained one after another by one of the groups; finished ones are read back.
 
-    ``rows`` is from `keep_rows` or `pair_rows`.
+    ``rows`` is from `isic_ray.execution.training_rows`.
     """
     import ray
     from ray.data.block import BlockAccessor

@@ -15,9 +15,9 @@ from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit
 from isic_ray.execution.training_groups import TrainingGroups
 from isic_ray.models.registry import read_facts
-from isic_ray.plan import PROMPTS, Shard, verdict_stage
+from isic_ray.plan import PROMPTS, verdict_stage
 from isic_ray.runs import Run, fingerprint
-from isic_ray.schema import HELD_OUT, Pair, Prompt, Verdict
+from isic_ray.schema import HELD_OUT, Prompt, Verdict
 
 Report = Callable[[Record], None]
 Workers = tuple[Crew, TrainingGroups]  # that draw and judge, and that train
@@ -29,7 +29,7 @@ def trial_uri(sweep: str, config: RunConfig) -> str:
 
 
 class Trial(IsicLoop):
-    """`IsicLoop` whose data are those of the sweep's shared run; held-out pictures are judged first.
+    """`IsicLoop` whose data are those of the sweep's shared run.
 
     ``report`` gets `outcome` after every round but the last, before the next begins; a scheduler may end the trial
     there. ``threshold`` is the one at which all trials are compared, whatever their own.
@@ -78,16 +78,6 @@ class Trial(IsicLoop):
         if number > 1:
             self.report(self.outcome(number - 1, best.digest))
         return super().round(number, best)
-
-    def judge(self, digests: list[str], shards: list[Shard], stage: str, known: str = "") -> None:
-        """Held-out shards only: whether a trial goes on hangs on them, and most trials end after one round."""
-        super().judge(digests, [shard for shard in shards if shard.split == HELD_OUT], stage, known)
-
-    def still_flagged(self, best: Best) -> list[Pair]:
-        """A second round needs the build pictures judged too."""
-        super().judge([best.digest], self.shards, "")
-        best.evidence = self.evidence(best.digest)
-        return super().still_flagged(best)
 
     def work(self, stage: str, units: list[Unit]) -> list[Record]:
         answers = self.shared_crew.map([{"unit": [json.dumps(unit)]} for unit in units])

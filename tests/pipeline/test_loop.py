@@ -22,7 +22,7 @@ from isic_ray.models.registry import load_model
 from isic_ray.plan import TOKENS, codebook_blob, verdict_stage
 from isic_ray.reporting import write_report
 from isic_ray.runs import Run
-from isic_ray.schema import Sample, Verdict
+from isic_ray.schema import HELD_OUT, Sample, Verdict
 from tests.pipeline.conftest import SMALL
 
 Finished = tuple[Path, dict[str, Any]]
@@ -73,12 +73,16 @@ def test_every_object_of_the_run_verifies(finished: Finished) -> None:
 
 
 def test_every_verdict_names_the_codebook_that_drew_it(finished: Finished) -> None:
+    """Of held-out pictures under each round's codebook, of the others where another round was built on it."""
     out, summary = finished
-    run = Run.open(str(out))
-    for record in summary["rounds"]:
-        rows = run.read(verdict_stage(record["codebook"]), Verdict)
-        assert {row.codebook_digest for row in rows} == {record["codebook"]}
-        assert {row.sample_id for row in rows} == {sample.sample_id for sample in run.read(TOKENS, Sample)}
+    run, rounds = Run.open(str(out)), summary["rounds"]
+    assert len(rounds) > 2, "the fixture must have a round that builds on another"
+    built_on = {rounds[record["round"] - 1]["codebook"] for record in rounds[1:]}
+    for digest in {record.get("tried", record["codebook"]) for record in rounds}:
+        rows = run.read(verdict_stage(digest), Verdict)
+        assert {row.codebook_digest for row in rows} == {digest}
+        due = {s.sample_id for s in run.read(TOKENS, Sample) if s.split == HELD_OUT or digest in built_on}
+        assert {row.sample_id for row in rows} == due
 
 
 def test_only_pictures_that_changed_are_judged_again(finished: Finished, tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_only_pictures_that_changed_are_judged_again(finished: Finished, tmp_pat
     worker = ShardWorker(SMALL, str(tmp_path / "run"))
     known = summary["rounds"][summary["best_round"]]["codebook"]
     table = worker._table(known).clone()
-    shard = next(iter(worker.shards))
+    shard = next(name for name, shard in worker.shards.items() if shard.split == HELD_OUT)
     samples = worker.run.read_shard(TOKENS, shard, Sample)
     row = samples[0].tokens[0]
     touched = {sample.sample_id for sample in samples if row in sample.tokens}

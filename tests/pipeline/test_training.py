@@ -14,8 +14,9 @@ import torch
 from isic_ray.codebook import build_edit
 from isic_ray.config import EditConfig, FinetuneConfig, ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.execution.training import DeltaJob, keep_rows, train_deltas, training_groups
+from isic_ray.execution.training import DeltaJob, train_deltas, training_groups
 from isic_ray.execution.training_groups import Desk, TrainingGroups
+from isic_ray.execution.training_rows import keep_rows
 from isic_ray.models.registry import read_facts
 from isic_ray.runs import Run, fingerprint
 from tests.pipeline.conftest import SMALL
