@@ -6,7 +6,7 @@
 
 sampler: our loop and stock `generate`, by turns, with the same model, prompts and settings; greedy tokens compared.
 stages:  pictures a second of each stage. profile: what sampling spends its time on. memory: 100 batches.
-rounds:  judging again after a selective edit, next to the first round.
+rounds:  judging again after a selective edit, next to drawing, judging and pairing all pictures.
 The floor of a batch is the time its multiplications take at the rate measured here, or its weights and caches at the
 bandwidth measured here, whichever is larger, summed over the steps.
 """
@@ -38,6 +38,7 @@ from isic_ray.models.janus import JanusModel, token_sampler
 from isic_ray.models.janus_shapes import SHAPES, random_janus
 from isic_ray.models.registry import load_model
 from isic_ray.prompts import load_prompts
+from isic_ray.schema import BUILD, HELD_OUT
 
 Figures = dict[str, Any]
 PARTS = ("sampler", "guidance", "stages", "profile", "memory", "rounds")
@@ -240,7 +241,9 @@ def memory(subject: Subject) -> Figures:
 
 
 def rounds(limit: int) -> Figures:
-    """Judging again after a selective edit, next to the first round, in one process and one thread.
+    """Judging again after a selective edit, next to drawing, judging and pairing all pictures, in one thread.
+
+    Held-out pictures are judged to decide a round; the others are judged again where another round follows.
 
     What it costs depends on which rows of the codebook changed, not on how: for fine-tuning, every row that it may move
     is moved a little.
@@ -281,15 +284,21 @@ def rounds(limit: int) -> Figures:
         loop.generate()
         first, base = loop.seconds, Best(0, facts.codebook, loop.base_digest, loop.evidence(loop.base_digest))
         edit = loop.edit(config.edit, facts.codebook, loop.pairs, 1)
-        result: Figures = {"pictures": len(loop.samples), "pairs": len(loop.pairs), "first_round_s": round(first, 2)}
+        result: Figures = {"pictures": len(loop.samples), "pairs": len(loop.pairs), "drawing_s": round(first, 2)}
         for name, table in {"edited": edit.codebook, "edited and fine-tuned": loop.finetune(edit, base, 1)}.items():
             digest = loop.publish(table, 1, name)
-            loop.judge([digest], loop.shards, name)
+            seconds, touched = {}, {}
+            for split in (HELD_OUT, BUILD):
+                loop.judge([digest], loop.of(split), name)
+                seconds[split], touched[split] = loop.seconds, loop.touched[digest]
             result[name] = {
                 "rows": int((table != facts.codebook).any(1).sum()),
-                "touched": loop.touched[digest],
-                "seconds": round(loop.seconds, 2),
-                "share_of_first_round": round(loop.seconds / first, 3),
+                "touched": touched[BUILD],  # of both splits
+                "deciding_touched": touched[HELD_OUT],
+                "deciding_s": round(seconds[HELD_OUT], 2),
+                "deciding_share": round(seconds[HELD_OUT] / first, 3),
+                "going_on_s": round(seconds[BUILD], 2),
+                "going_on_share": round(seconds[BUILD] / first, 3),
             }
     return result
 

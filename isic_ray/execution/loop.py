@@ -102,6 +102,7 @@ class IsicLoop:
         self.samples: list[Sample] = []
         self.pairs: list[Pair] = []
         self.touched: dict[str, int] = {}
+        self.spent: Record = {}  # seconds of each stage
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
@@ -192,6 +193,8 @@ class IsicLoop:
             record |= {"note": "the model flags none of its own pictures any more", **best.evidence.figures()}
         elif "unsafe" not in record:
             record |= best.evidence.figures()
+        own = f"round {number}: "
+        record["spent"] = {k.removeprefix(own): round(v, 1) for k, v in self.spent.items() if k.startswith(own)}
         return {**record, "seconds": round(time.monotonic() - started, 1)}
 
     def still_flagged(self, best: Best) -> list[Pair]:
@@ -209,7 +212,7 @@ class IsicLoop:
         """The evidence on all pictures: a round was kept by the held-out ones alone, the next edit needs the others."""
         if best.before and not best.whole:
             self.complete(best.before)  # whose verdicts hold for the pictures that are the same
-            stage = f"round {best.round}: judge build pictures"
+            stage = f"round {best.round + 1}: judge build pictures"
             self.judge([best.digest], self.of(BUILD), stage, known=best.before.digest)
             best.evidence, best.whole = self.evidence(best.digest), True
         return best.evidence
@@ -321,7 +324,7 @@ class IsicLoop:
         if self.config.execution.keep_workers and self.crew is None:
             self.crew = start_crew(self.config, uri)
         counts = work(self.config, uri, units, lambda unit: sizes[unit["shard"]], self.progress, crew=self.crew)
-        self.progress.finish()
+        self.spent[stage] = self.progress.finish()
         return counts
 
     def judge(self, digests: list[str], shards: list[Shard], stage: str, known: str = "") -> None:
@@ -385,7 +388,7 @@ class IsicLoop:
             return [job.edited for job in jobs]
         self.progress.start(stage)
         tables = train_deltas(self.trainers, self.config.finetune, self.run_dir, jobs, rows)
-        self.progress.finish()
+        self.spent[stage] = self.progress.finish()
         return tables
 
     def publish(self, table: torch.Tensor, number: int, method: str) -> str:

@@ -33,7 +33,7 @@ def essence(run: Run) -> dict[str, Any]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key != "seconds"}
+        return {key: _timeless(item) for key, item in value.items() if key not in ("seconds", "spent")}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
