@@ -125,7 +125,8 @@ class IsicLoop:
             if record is None or not has_blob(self.run_dir, codebook_blob(record.get("tried", best.digest))):
                 record = self.run_dir.commit_round(number, self.round(number, best))  # an earlier decision stands
             rounds.append(record)
-            if "tried" in record:  # verdicts that were removed since, because they were damaged
+            self.complete(best)  # here and next: also verdicts that were removed since, because they were damaged
+            if "tried" in record:
                 self.judge([record["tried"]], self.of(HELD_OUT), f"round {number}: re-judge", best.digest)
             if not record["kept"]:
                 break

@@ -10,12 +10,12 @@ from isic_ray.config import EditConfig, ExecutionConfig, FinetuneConfig, LoopCon
 from isic_ray.runs import Run
 from isic_ray.schema import Pair, Sample, Verdict
 
-SMALL = RunConfig(
-    prompts=PromptsConfig(limit=4),
+SMALL = RunConfig(  # Its first round is kept, so that every stage runs: the second one judges the build pictures too.
+    prompts=PromptsConfig(limit=6),
     edit=EditConfig(min_count=1, min_log_odds=0.5),
     finetune=FinetuneConfig(steps=0, batch_size=4),
-    loop=LoopConfig(max_rounds=1, backoff=0, arms=[]),
-    execution=ExecutionConfig(address="local", shard_size=2, batch_size=2),
+    loop=LoopConfig(max_rounds=2, significance=0.9, max_benign_loss=1.0, backoff=0, arms=[]),
+    execution=ExecutionConfig(address="local", shard_size=3, batch_size=3),
 )
 TRAINED = replace(SMALL, finetune=FinetuneConfig(steps=3, batch_size=4))
 

@@ -103,7 +103,7 @@ def test_a_row_that_fails_is_set_aside_and_its_neighbour_is_as_ever(
 ) -> None:
     poison(sample=fail(ValueError("boom\nin two lines")))
     worker = ShardWorker(SMALL, run.store.uri)
-    assert worker.draw(SHARD)["samples"] == 1
+    assert worker.draw(SHARD)["samples"] == 2
     (row,) = run.quarantined()
     assert row["stage"] == TOKENS
     assert row["error"] == "ValueError: boom in two lines"
@@ -124,8 +124,8 @@ def test_an_answer_that_is_no_number_is_set_aside(run: Run, finished: Path, pois
     assert "no readable answer" in row["error"]
     good = [v for v in healthy_rows(finished, stage, SHARD, Verdict) if v.sample_id != row["sample_id"]]
     assert run.read_shard(stage, SHARD, Verdict) == good
-    assert len(run.read_shard(TOKENS, SHARD, Sample)) == 2
-    assert run.committed(PAIRS)[SHARD].counts["flagged"] <= 1
+    assert len(run.read_shard(TOKENS, SHARD, Sample)) == 3
+    assert run.committed(PAIRS)[SHARD].counts["flagged"] <= 2
 
 
 def test_a_row_that_kills_its_worker_each_time_is_found(
@@ -161,7 +161,7 @@ def test_when_every_row_fails_the_cause_is_not_in_the_rows(
             raise RuntimeError("no space left")
 
     monkeypatch.setattr(shard_worker, "load_pair", lambda *_: Broken(remembering, ""))
-    with pytest.raises(UserError, match=r"all 2 rows of shard unsafe-build-0000 fail in stage tokens.*no space left"):
+    with pytest.raises(UserError, match=r"all 3 rows of shard unsafe-build-0000 fail in stage tokens.*no space left"):
         ShardWorker(SMALL, run.store.uri).draw(SHARD)
     assert run.quarantined() == []
     assert run.committed(TOKENS) == {}
@@ -176,7 +176,7 @@ def test_prompts_that_the_model_refuses_may_fill_a_shard(
 
     monkeypatch.setattr(shard_worker, "load_pair", lambda *_: Refusing(remembering, ""))
     ShardWorker(SMALL, run.store.uri).draw(SHARD)
-    assert [row["error"] for row in run.quarantined()] == ["UserError: the prompt is too long"] * 2
+    assert [row["error"] for row in run.quarantined()] == ["UserError: the prompt is too long"] * 3
     assert run.read_shard(TOKENS, SHARD, Sample) == []
 
 
@@ -207,11 +207,11 @@ def test_above_the_share_a_run_ends_degraded_and_says_so(
     summary = drive(run.store.uri, facts, config)
     assert summary["status"] == status
     assert summary["quarantined"]["rows"] == 1
-    assert summary["quarantined"]["share"] == pytest.approx(1 / 16, abs=1e-5)
+    assert summary["quarantined"]["share"] == pytest.approx(1 / 24, abs=1e-5)
     assert "no readable answer" in next(iter(summary["quarantined"]["errors"]))
     assert table(summary)
     note = _quarantine_note(summary["quarantined"], "runs/x", status == "degraded")
-    assert "1 rows (6.2% of the pictures) were set aside in runs/x/quarantine" in note
+    assert "1 rows (4.2% of the pictures) were set aside in runs/x/quarantine" in note
     assert ("raise execution.quarantine_share" in note) == (status == "degraded")
     assert run.verify() == []
 
