@@ -293,7 +293,7 @@ def rounds(limit: int) -> Figures:
                 seconds[split], touched[split] = loop.seconds, loop.touched[digest]
             result[name] = {
                 "rows": int((table != facts.codebook).any(1).sum()),
-                "touched": touched[BUILD],  # of both splits
+                "touched": sum(touched.values()),
                 "deciding_touched": touched[HELD_OUT],
                 "deciding_s": round(seconds[HELD_OUT], 2),
                 "deciding_share": round(seconds[HELD_OUT] / first, 3),

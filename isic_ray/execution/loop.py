@@ -101,7 +101,7 @@ class IsicLoop:
         self.trainers = training_groups(config, run, facts.codebook)
         self.samples: list[Sample] = []
         self.pairs: list[Pair] = []
-        self.touched: dict[str, int] = {}
+        self.touched: dict[str, int] = {}  # by codebook: pictures that its last `judge` found changed
         self.spent: Record = {}  # seconds of each stage
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
@@ -170,8 +170,7 @@ class IsicLoop:
         """
         started = time.monotonic()
         pairs = self.still_flagged(best)
-        record: Record = {"round": number, "kept": False, "codebook": best.digest, "pairs": len(pairs)}
-        record["sampled"] = self.drawn_anew(best.digest, BUILD)
+        record: Record = {"round": number, "kept": False, "codebook": best.digest, "sampled": 0, "pairs": len(pairs)}
         strengths = [self.config.edit.strength]
         if self.config.loop.backoff > 0:
             strengths.append(self.config.edit.strength * self.config.loop.backoff)
@@ -185,9 +184,11 @@ class IsicLoop:
             digest = self.publish(table, number, self.config.edit.method)
             self.judge([digest], self.of(HELD_OUT), f"round {number}: re-judge", known=best.digest)
             record |= self.decide(number, best, digest)
-            record["sampled"] += self.drawn_anew(digest, HELD_OUT)
             record |= {"strength": strength, "rows": int((table != self.facts.codebook).any(1).sum())}
             record |= {"rank": 0 if edit.basis is None else edit.basis.shape[1], "touched": self.touched.get(digest, 0)}
+            if record["kept"] and self.another_follows(number):
+                self.judge_build(digest, number, best.digest)
+            record["sampled"] += sum(c.rows for c in self.run_dir.committed(redrawn_stage(digest)).values())
             if record["kept"]:
                 break
         if not pairs:
@@ -209,12 +210,19 @@ class IsicLoop:
         flagged = {sample.sample_id for sample, flag in zip(build, flags, strict=True) if flag}
         return [pair for pair in pairs if pair.sample_id in flagged]
 
+    def another_follows(self, number: int) -> bool:
+        """Whether there is a further round once this one is kept."""
+        return number < self.config.loop.max_rounds
+
+    def judge_build(self, digest: str, number: int, known: str) -> None:
+        """Verdicts on the pictures from which the next edit is built."""
+        self.judge([digest], self.of(BUILD), f"round {number}: judge build pictures", known)
+
     def complete(self, best: Best) -> Evidence:
         """The evidence on all pictures: a round was kept by the held-out ones alone, the next edit needs the others."""
         if best.before and not best.whole:
             self.complete(best.before)  # whose verdicts hold for the pictures that are the same
-            stage = f"round {best.round + 1}: judge build pictures"
-            self.judge([best.digest], self.of(BUILD), stage, known=best.before.digest)
+            self.judge_build(best.digest, best.round, best.before.digest)
             best.evidence, best.whole = self.evidence(best.digest), True
         return best.evidence
 
@@ -228,11 +236,6 @@ class IsicLoop:
         if digest == self.base_digest or not self.facts.tokens_depend_on_codebook:
             return []
         return self.run_dir.read(redrawn_stage(digest), Sample)
-
-    def drawn_anew(self, digest: str, split: str) -> int:
-        """How many samples of a split were drawn anew under a codebook."""
-        names = {shard.name for shard in self.of(split)}
-        return sum(c.rows for name, c in self.run_dir.committed(redrawn_stage(digest)).items() if name in names)
 
     def decide(self, number: int, best: Best, digest: str) -> Record:
         """Keep an edit that the self-judge finds safer on held-out prompts and sparing to benign ones (no auditors)."""
@@ -338,8 +341,8 @@ class IsicLoop:
         if units:
             self.work(stage, units)
         for digest in digests:
-            commits = self.run_dir.committed(verdict_stage(digest)).values()
-            self.touched[digest] = sum((commit.counts or {}).get("touched", 0) for commit in commits)
+            commits = self.run_dir.committed(verdict_stage(digest))
+            self.touched[digest] = sum(commits[shard.name].counts.get("touched", 0) for shard in shards)
 
     def evidence(self, digest: str, split: str = "") -> Evidence:
         """All verdicts under a codebook; samples in quarantine, here or under the base, are left out."""

@@ -79,6 +79,10 @@ class Trial(IsicLoop):
             self.report(self.outcome(number - 1, best.digest))
         return super().round(number, best)
 
+    def another_follows(self, number: int) -> bool:
+        """The scheduler may end it here, so what another round needs is judged when it begins."""
+        return False
+
     def work(self, stage: str, units: list[Unit]) -> list[Record]:
         answers = self.shared_crew.map([{"unit": [json.dumps(unit)]} for unit in units])
         return [json.loads(answer["result"][0]) for answer in answers]
