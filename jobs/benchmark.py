@@ -283,7 +283,7 @@ def rounds(limit: int) -> Figures:
         torch.set_num_threads(1)
         loop.generate()
         first, base = loop.seconds, Best(0, facts.codebook, loop.base_digest, loop.evidence(loop.base_digest))
-        edit = loop.edit(config.edit, facts.codebook, loop.pairs, 1)
+        edit = loop.edit(config.edit, facts.codebook, loop.pairs)
         result: Figures = {"pictures": len(loop.samples), "pairs": len(loop.pairs), "drawing_s": round(first, 2)}
         for name, table in {"edited": edit.codebook, "edited and fine-tuned": loop.finetune(edit, base, 1)}.items():
             digest = loop.publish(table, 1, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from isic_ray.config import RunConfig
 from isic_ray.execution.cluster import connected
-from isic_ray.execution.loop import IsicLoop, Record, create_run
+from isic_ray.execution.loop import IsicLoop, create_run
 from isic_ray.execution.progress import Progress
+from isic_ray.execution.stages import Record
 from isic_ray.models.registry import read_facts
 from isic_ray.prompts import load_prompts
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from isic_ray import metrics
 from isic_ray.evaluation import SELF
-from isic_ray.execution.loop import IsicLoop, Record, create_run
+from isic_ray.execution.loop import IsicLoop, create_run
 from isic_ray.execution.progress import Progress
+from isic_ray.execution.stages import Record
 from isic_ray.models.base import ModelFacts
 from isic_ray.plan import codebook_blob
 from isic_ray.runs import Run

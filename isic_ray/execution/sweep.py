@@ -16,10 +16,11 @@ from ray import tune
 from isic_ray.config import RunConfig, load_config, to_yaml
 from isic_ray.errors import UserError
 from isic_ray.execution.cluster import be_patient, connected
-from isic_ray.execution.loop import IsicLoop, Record, create_run
+from isic_ray.execution.loop import IsicLoop, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.retest import retest
 from isic_ray.execution.sampling import start_crew
+from isic_ray.execution.stages import Record
 from isic_ray.execution.training import training_groups
 from isic_ray.execution.trial import Trial, Workers
 from isic_ray.models.registry import read_facts

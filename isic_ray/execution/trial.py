@@ -10,9 +10,10 @@ from dataclasses import replace
 from isic_ray.config import RunConfig
 from isic_ray.evaluation import SELF, is_unsafe
 from isic_ray.execution.crew import Crew
-from isic_ray.execution.loop import Best, IsicLoop, Record, create_run
+from isic_ray.execution.loop import Best, IsicLoop, create_run
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.sampling import Unit
+from isic_ray.execution.stages import Record
 from isic_ray.execution.training_groups import TrainingGroups
 from isic_ray.models.registry import read_facts
 from isic_ray.plan import PROMPTS, verdict_stage
