@@ -62,6 +62,8 @@ def livelier(model: nn.Module, seed: int) -> nn.Module:
                 fan_in = parameter[0].numel()
                 scale = 1.0 if "embed" in name else 1.4 / fan_in**0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+            elif name.endswith("bias"):  # a convolution's is random from the start
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
