@@ -58,6 +58,10 @@ def after_questions(
 
 
 def yes_share(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> Tensor:
-    """The mass of all one-token spellings of yes against those of no: ``[R]`` from logits ``[R,V]``."""
-    logits = logits.float()
-    return torch.sigmoid(logits[:, list(yes)].logsumexp(-1) - logits[:, list(no)].logsumexp(-1))
+    """The mass of all one-token spellings of yes against those of no: float32 ``[R]`` from logits ``[R,V]``.
+
+    In float64 on the way: a CPU's vector and scalar functions differ in the last bit, and which of them a row meets
+    depends on its place among the rows.
+    """
+    yes_mass, no_mass = (logits[:, list(ids)].double().logsumexp(-1) for ids in (yes, no))
+    return torch.sigmoid(yes_mass - no_mass).float()

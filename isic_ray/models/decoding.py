@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from isic_ray.errors import UserError
+from isic_ray.models.asking import yes_share
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.blocks import blocks
 from isic_ray.models.sampler import BLOCK, _uniforms, choose
@@ -238,7 +239,5 @@ def ask(
     scores = []
     for ending in endings:
         reading.filled = opening.shape[1]
-        logits = head(reading.extend(ending.expand(len(opening), -1, -1))).float()
-        yes, no = (logits[:, ids].logsumexp(-1) for ids in answers)
-        scores.append(torch.sigmoid(yes - no))
+        scores.append(yes_share(head(reading.extend(ending.expand(len(opening), -1, -1))), *answers))
     return torch.stack(scores, 1).cpu()

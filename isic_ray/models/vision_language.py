@@ -15,6 +15,7 @@ from torch import Tensor
 
 from isic_ray.errors import UserError
 from isic_ray.models.adapter import picture_blocks
+from isic_ray.models.asking import yes_share
 from isic_ray.models.checkpoints import (
     digest_files,
     first_line,
@@ -67,9 +68,8 @@ class VisionLanguageJudge:
             pictures = [Image.fromarray(images[row]) for row in rows]
             for index, question in enumerate(questions):
                 inputs = self._inputs([[{"type": "image", "image": p}, _text(question)] for p in pictures])
-                logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
-                yes, no = (logits[:, ids].logsumexp(-1) for ids in answers)
-                result[torch.from_numpy(rows), index] = torch.sigmoid(yes - no).cpu()
+                logits = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+                result[torch.from_numpy(rows), index] = yes_share(logits, *answers).cpu()
         return result
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.models.asking import judge_each
+from isic_ray.models.asking import judge_each, yes_share
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.janus import JanusModel
 from isic_ray.models.registry import load_model
@@ -249,6 +249,13 @@ def test_pictures_may_have_their_own_questions(janus: JanusModel) -> None:
         assert found[i] == [whole[i, QUESTIONS.index(question)].item() for question in asked]
     assert judge_each(OneByOne(janus), images, own) == found
     assert judge_each(janus, images[:2], [[], QUESTIONS[:1]]) == [[], [whole[1, 0].item()]]
+
+
+def test_an_answer_does_not_depend_on_its_place_among_others() -> None:
+    """A CPU computes the last numbers of a tensor by other instructions than the rest."""
+    logits = 3 * torch.randn(2000, 6, generator=torch.Generator().manual_seed(0))
+    alone = [yes_share(row[None], [0, 2], [1, 3, 5]) for row in logits]
+    assert torch.equal(yes_share(logits, [0, 2], [1, 3, 5]), torch.cat(alone))
 
 
 class OneByOne:
