@@ -61,7 +61,7 @@ def main() -> None:
         pictogram = name == "pictogram"
         for part in options.parts:
             if part == "rounds" and pictogram:
-                entry[part] = {"hardware": hardware(), **rounds(options.prompts)}
+                entry[part] = {"hardware": hardware(), **medians([rounds(options.prompts) for _ in range(3)])}
             elif part != "rounds" and (pictogram or part in ("sampler", "guidance")):
                 entry[part] = {"hardware": hardware(), **measure(name, part, options)}
             print_part(name, part, entry.get(part, {}))
@@ -301,6 +301,16 @@ def rounds(limit: int) -> Figures:
                 "going_on_share": round(seconds[BUILD] / first, 3),
             }
     return result
+
+
+def medians(takes: list[Figures]) -> Figures:
+    """The median of each figure over several takes."""
+    return {
+        key: medians([take[key] for take in takes])
+        if isinstance(value, dict)
+        else statistics.median(take[key] for take in takes)
+        for key, value in takes[0].items()
+    }
 
 
 def by_turns(doings: list[Callable[[], Any]], repeats: int) -> list[float]:

@@ -1,6 +1,6 @@
-"""Draws where the time goes, from the figures of `jobs/benchmark.py`, and prints the README's table of them.
+"""Draws where the time goes, from the figures of `jobs/benchmark.py`, and prints the README's tables of them.
 
-python jobs/benchmark_picture.py tests/results/benchmark.json tests/results/benchmark.svg
+python jobs/benchmark_picture.py tests/results/benchmark.json tests/results/benchmark.svg runs/demo/summary.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("summary", type=Path, help="of a run, whose rounds say how long their stages took")
     options = parser.parse_args()
     figures = json.loads(options.figures.read_text())["pictogram"]
     speeds = figures["stages"]["1 threads"]
@@ -30,7 +31,7 @@ def main() -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 10} 200" font-family="sans-serif" '
         f'font-size="13"><rect width="100%" height="100%" fill="white"/>{bars}</svg>\n'
     )
-    print(table(figures))
+    print(table(figures), costs(json.loads(options.summary.read_text())), sep="\n\n")
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -40,6 +41,18 @@ def table(figures: dict[str, Any]) -> str:
         stock, ours = row["stock_images_per_s"], row["ours_images_per_s"]
         lines.append(f"| {batch} | {stock:.0f} | {ours:.0f} | {row['times_stock']:.1f} | {row['share_of_floor']:.0%} |")
     return "\n".join(lines)
+
+
+def costs(summary: dict[str, Any]) -> str:
+    """What each stage of a run took in Markdown, next to the first round: drawing and all of round 1."""
+    drawing, *rounds = summary["rounds"]
+    first = drawing["seconds"] + rounds[0]["seconds"]
+    spent = {"drawing, judging and pairing": drawing["seconds"]}
+    for entry in rounds:
+        spent |= {f"round {entry['round']}: {stage}": seconds for stage, seconds in entry["spent"].items()}
+        spent[f"round {entry['round']}, whole"] = entry["seconds"]
+    lines = ["| stage | seconds | share of drawing and round 1 |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {own:.0f} | {own / first:.0%} |" for name, own in spent.items())])
 
 
 def bar(title: str, shares: dict[str, float], top: int) -> str:

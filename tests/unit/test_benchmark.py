@@ -31,6 +31,10 @@ def test_the_readme_has_the_committed_figures() -> None:
         assert row["greedy_tokens_equal"] == 1
     until = figures["guidance"]["1 threads"]
     assert f"without guidance: {until['0.5'] / until['1.0']:.1f} times as fast" in readme
-    if "benchmark.json" in readme:
-        picture = runpy.run_path(str(ROOT / "jobs" / "benchmark_picture.py"))
-        assert picture["table"](figures) in readme
+    picture = runpy.run_path(str(ROOT / "jobs" / "benchmark_picture.py"))
+    assert picture["table"](figures) in readme
+    for name in ("edited", "edited and fine-tuned"):
+        deciding, more = (f"{figures['rounds'][name][f'{part}_share']:.0%}" for part in ("deciding", "going_on"))
+        assert f" {deciding}" in readme
+        assert f" {more}" in readme
+    assert picture["costs"](json.loads((ROOT / "tests" / "results" / "demo-avx2.json").read_text())) in readme
