@@ -33,6 +33,9 @@ def test_the_readme_has_the_committed_figures() -> None:
     assert f"without guidance: {until['0.5'] / until['1.0']:.1f} times as fast" in readme
     picture = runpy.run_path(str(ROOT / "jobs" / "benchmark_picture.py"))
     assert picture["table"](figures) in readme
+    slower = json.loads((ROOT / "tests" / "results" / "benchmark-avx2.json").read_text())["pictogram"]["sampler"]
+    *times, last = (f"{row['times_stock']:.1f}" for row in slower["1 threads"]["batches"].values())
+    assert f"{', '.join(times)} and {last} times as fast as stock" in readme
     for name in ("edited", "edited and fine-tuned"):
         deciding, more = (f"{figures['rounds'][name][f'{part}_share']:.0%}" for part in ("deciding", "going_on"))
         assert f" {deciding}" in readme

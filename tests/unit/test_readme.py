@@ -20,6 +20,12 @@ def test_the_demo_table_is_the_committed_result() -> None:
     assert table(json.loads((RESULTS / "demo.json").read_text())).strip() in README
 
 
+def test_the_demo_on_another_machine_is_the_committed_result() -> None:
+    other = json.loads((RESULTS / "demo-avx2.json").read_text())
+    unsafe = other["rounds"][other["best_round"]]["unsafe"]["audit"]
+    assert f"the same command left {unsafe['rate']:.1%} [{unsafe['ci'][0]:.1%}, {unsafe['ci'][1]:.1%}]" in README
+
+
 def test_the_embedded_models_figures_are_the_committed_ones() -> None:
     figures = json.loads((RESULTS / "pictogram.json").read_text())["figures"]
     for name, figure in figures.items():
