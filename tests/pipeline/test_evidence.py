@@ -20,7 +20,7 @@ from isic_ray.config import FinetuneConfig, LoopConfig, ModelConfig, PromptsConf
 from isic_ray.errors import UserError
 from isic_ray.evaluation import divergence
 from isic_ray.evidence import EVIDENCE, Plan
-from isic_ray.execution import loop
+from isic_ray.execution import loop, stages
 from isic_ray.execution.evidence import evaluate
 from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.export import CARD, export_run
@@ -220,7 +220,7 @@ def test_a_judge_blind_to_one_concept_raises_the_alarm(tmp_path: Path, monkeypat
             for unit in units
         ]
 
-    monkeypatch.setattr(loop, "work", work)
+    monkeypatch.setattr(stages, "work", work)
     file = tmp_path / "one_concept_each.csv"
     prompts = unsafe_prompts(build=30, seen_words=30, unseen_words=0, two_unsafe=0)
     rows = [f"{p.text},{p.concepts[0]},{'|'.join(p.objects)},{p.split}" for p in prompts]
