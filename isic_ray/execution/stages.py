@@ -46,19 +46,21 @@ class Stages:
         """The shards of a split."""
         return [shard for shard in self.shards if shard.split == split]
 
+    def paired(self) -> list[str]:
+        """The names of the shards from which pairs are built."""
+        return [shard.name for shard in self.of(BUILD) if shard.role == UNSAFE]
+
     def pending(self) -> list[str]:
         """Shards of round 0 that lack one of their commits; also when damage was removed after the round's end."""
         plan = [shard.name for shard in self.shards]
-        pairs = [shard.name for shard in self.shards if shard.role == UNSAFE and shard.split == BUILD]
-        lacking = {*self.run_dir.pending(TOKENS, plan), *self.run_dir.pending(PAIRS, pairs)}
+        lacking = {*self.run_dir.pending(TOKENS, plan), *self.run_dir.pending(PAIRS, self.paired())}
         lacking |= set(self.run_dir.pending(verdict_stage(self.base_digest), plan))
         return [name for name in plan if name in lacking]
 
     def load(self) -> None:
         """Read what round 0 drew."""
-        building = [shard.name for shard in self.shards if shard.role == UNSAFE and shard.split == BUILD]
         self.samples = self.run_dir.read(TOKENS, Sample, [shard.name for shard in self.shards])
-        self.pairs = sorted(self.run_dir.read(PAIRS, Pair, building), key=lambda pair: pair.sample_id)
+        self.pairs = sorted(self.run_dir.read(PAIRS, Pair, self.paired()), key=lambda pair: pair.sample_id)
 
     def work(self, stage: str, units: list[Unit]) -> list[Record]:
         """Have the units done; returns their counts."""

@@ -10,7 +10,7 @@ from isic_ray.config import EditConfig, ExecutionConfig, FinetuneConfig, LoopCon
 from isic_ray.runs import Run
 from isic_ray.schema import Pair, Sample, Verdict
 
-SMALL = RunConfig(  # Its first round is kept, so that every stage runs: the second one judges the build pictures too.
+SMALL = RunConfig(  # Its first round is kept and another follows, so that build pictures are judged again too.
     prompts=PromptsConfig(limit=6),
     edit=EditConfig(min_count=1, min_log_odds=0.5),
     finetune=FinetuneConfig(steps=0, batch_size=4),

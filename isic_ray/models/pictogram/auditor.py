@@ -49,5 +49,6 @@ class PictogramAuditor:
     def score(self, images: np.ndarray) -> np.ndarray:
         """P(kind is shown) float32 ``[B,len(KINDS)]`` of pictures uint8 ``[B,48,48,3]``."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        # In float64, so that a score does not depend on its place among others; see `isic_ray.models.asking.yes_share`.
         scores: np.ndarray = self._net(pixels).double().sigmoid().float().numpy()
         return scores
