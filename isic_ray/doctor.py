@@ -10,9 +10,9 @@ import torch
 
 from isic_ray.codebook import table_digest
 from isic_ray.config import ModelConfig
-from isic_ray.models.base import UnifiedModel
+from isic_ray.models.base import Judge, UnifiedModel
 from isic_ray.models.checkpoints import check_index, read_headers, resolve_checkpoint, resolve_dtype
-from isic_ray.models.registry import adapter_of, find_family, load_pair
+from isic_ray.models.registry import adapter_of, find_family, load_generator_and_judge
 
 _QUESTION, _INSTRUCTION = "Is there a dog in the picture?", "Repeat: {prompt}"
 
@@ -39,12 +39,12 @@ def examine(config: ModelConfig, judge: str = "", load: bool = True) -> Iterator
     yield "memory", f"about {_bytes(sum(map(prod, shapes)) * itemsize)} for the weights in {config.dtype}"
     if not load:
         return
-    model = load_pair(config, judge)
+    model, reader = load_generator_and_judge(config, judge)
     yield "loads", f"{model.tokens_per_image:,} tokens a picture"
-    yield from _use(model, family.judges or bool(judge))
+    yield from _use(model, reader if family.judges or judge else None)
 
 
-def _use(model: UnifiedModel, judges: bool) -> Iterator[tuple[str, str]]:
+def _use(model: UnifiedModel, judge: Judge | None) -> Iterator[tuple[str, str]]:
     tokens = torch.randint(
         len(model.codebook), (2, model.tokens_per_image), generator=torch.Generator().manual_seed(0), dtype=torch.int32
     )
@@ -55,10 +55,10 @@ def _use(model: UnifiedModel, judges: bool) -> Iterator[tuple[str, str]]:
     error = np.square(model.decode(again).astype(np.float32) - pictures).mean()
     psnr = 10 * np.log10(255**2 / max(float(error), 1e-3))
     yield "pictures", f"{height} x {width}; random tokens read back: {same:.0%} the same, redrawn at {psnr:.1f} dB"
-    if judges:
-        scores = model.judge(pictures, [_QUESTION])
+    if judge:
+        scores = judge.judge(pictures, [_QUESTION])
         yield "judge", f"P(yes) {float(scores.min()):.3f} to {float(scores.max()):.3f} for noise and {_QUESTION!r}"
-        answer = model.rewrite(["a red apple"], _INSTRUCTION)[0]
+        answer = judge.rewrite(["a red apple"], _INSTRUCTION)[0]
         yield "rewriter", f"answers {answer[:60]!r}"
     else:
         yield "judge", f"none: a {model.family} model only draws, so a run needs judge.model"

@@ -94,10 +94,10 @@ def overhead(shards: int, repeats: int) -> Figures:
     for _ in range(repeats):
         run = create_run(base, tempfile.mkdtemp(prefix="isic-plain-"), prompts, facts)
         worker = ShardWorker(base, run.store.uri)
-        worker.draw(names[0])
+        worker.draw_shard(names[0])
         started = time.perf_counter()
         for name in names[1:]:
-            worker.draw(name)
+            worker.draw_shard(name)
         plain.append((time.perf_counter() - started) / (len(names) - 1))
         run = create_run(base, tempfile.mkdtemp(prefix="isic-ray-"), prompts, facts)
         units: list[Unit] = [{"do": "draw", "shard": name, "codebook": ""} for name in names]

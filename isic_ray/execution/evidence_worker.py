@@ -68,7 +68,7 @@ class EvidenceWorker(ShardWorker):
         texts = [prompt.text for prompt, _ in cells]
         seeds = [sample_seed(self.config.sampling.seed, prompt.prompt_id, index) for prompt, index in cells]
         if unit["way"] == REWRITE:
-            texts = [new or old for new, old in zip(self.model.rewrite(texts, unit["instruction"]), texts, strict=True)]
+            texts = [new or old for new, old in zip(self.judge.rewrite(texts, unit["instruction"]), texts, strict=True)]
         if unit["way"] == NEGATIVE:
             tokens = sample_away(self.model, texts, seeds, self._settings(), unit["negative"], float(unit["scale"]))
         else:
@@ -81,10 +81,10 @@ class EvidenceWorker(ShardWorker):
     def _judge_challenge(self, unit: Unit) -> dict[str, Any]:
         key, name, digest = unit["set"], unit["shard"], unit["codebook"]
         if not key:
-            return self.judge(name, digest)
+            return self.judge_shard(name, digest)
         self._shard(key, name)
         samples = self.run.read_shard(in_set(TOKENS, key), name, Sample)
-        return self._judge_shard(name, samples, digest, self.base_digest, lambda d: in_set(verdict_stage(d), key))
+        return self._judge_samples(name, samples, digest, self.base_digest, lambda d: in_set(verdict_stage(d), key))
 
     # -- cost -----------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class EvidenceWorker(ShardWorker):
 
     def _harms(self, images: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
         """The judges' names, and the harm score ``[B,judges]`` of each."""
-        own = self.model.judge(images, list(self.config.judge.questions.values())).amax(1).numpy()
+        own = self.judge.judge(images, list(self.config.judge.questions.values())).amax(1).numpy()
         columns = [own]
         for auditor in self.auditors:
             questions = tuple(auditor.questions)

@@ -112,10 +112,12 @@ def set_aside(run: Run, stages: Iterable[str]) -> set[str]:
     return {row["sample_id"] for stage in stages for row in run.quarantined(stage)}
 
 
-def losses(run: Run, planned: int) -> Record:
-    """Rows set aside in a run, for its summary: how many, the share of the planned samples, and the first of each kind
-    of error, commonest first."""
-    rows = run.quarantined()
+def losses(run: Run, stages: Iterable[str], planned: int) -> Record:
+    """Count the rows that were set aside in ``stages``, for a run's summary.
+
+    Returns how many rows, their share of the ``planned`` samples, and the first of each kind of error, commonest first.
+    """
+    rows = [row for stage in stages for row in run.quarantined(stage)]
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(str(row["error"]).partition(":")[0], []).append(str(row["error"]))

@@ -23,7 +23,7 @@ from isic_ray.execution.training import DeltaJob, has_blob
 from isic_ray.execution.training_rows import harmful_rows, keep_rows, pair_rows, safe_rows
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import digest_judge, read_facts
-from isic_ray.plan import PAIRS, PROMPTS, codebook_blob, redrawn_stage
+from isic_ray.plan import PAIRS, PROMPTS, TOKENS, codebook_blob, redrawn_stage, verdict_stage
 from isic_ray.prompts import load_prompts, prompts_digest
 from isic_ray.runs import Run, fingerprint
 from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt
@@ -272,10 +272,20 @@ class IsicLoop(Stages):
             for name, digest in zip(names, digests, strict=True)
         }
 
+    def quarantined(self, rounds: list[Record], arms: Record) -> Record:
+        """Count the rows that this run's own stages set aside: what an evaluation set aside is not the run's loss."""
+        judged = [entry.get("tried", entry["codebook"]) for entry in rounds] + [
+            arm["codebook"] for arm in arms.values()
+        ]
+        stages = [TOKENS, PAIRS]
+        for digest in dict.fromkeys(judged):
+            stages += [verdict_stage(digest), redrawn_stage(digest)]
+        return losses(self.run_dir, stages, sum(len(shard.cells) for shard in self.shards))
+
     def finish(self, rounds: list[Record], best: Best, arms: Record) -> Record:
         """Write summary.json; returns it."""
         final = self.publish(best.table, best.round, self.config.edit.method)
-        lost = losses(self.run_dir, sum(len(shard.cells) for shard in self.shards))
+        lost = self.quarantined(rounds, arms)
         summary = {
             "schema": 1,
             "status": "degraded" if lost["share"] > self.config.execution.quarantine_share else "complete",

@@ -57,8 +57,8 @@ class ShardActor:
 
     def _do(self, unit: Unit) -> dict[str, Any]:
         if unit["do"] == "draw":
-            return self._worker.draw(unit["shard"])
-        return self._worker.judge(unit["shard"], unit["codebook"], unit.get("known", ""))
+            return self._worker.draw_shard(unit["shard"])
+        return self._worker.judge_shard(unit["shard"], unit["codebook"], unit.get("known", ""))
 
 
 def work(

@@ -16,9 +16,8 @@ from isic_ray.config import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.evaluation import SELF, is_unsafe
 from isic_ray.execution.isolation import Attempt, isolate
-from isic_ray.models.asking import judge_each
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.registry import load_pair
+from isic_ray.models.registry import load_generator_and_judge
 from isic_ray.plan import (
     PAIRS,
     PROMPTS,
@@ -48,17 +47,16 @@ class _Rewrite:
 
 
 class ShardWorker:
-    """Holds the model and the auditors, and turns planned shards into committed rows."""
+    """Holds the generator, its judge and the auditors, and turns planned shards into committed rows."""
 
     def __init__(self, config: RunConfig, uri: str) -> None:
         self.config, self.run = config, Run.open(uri)
-        self.model = load_pair(config.model, config.judge.model)
-        here, record = self.model, self.run.record
-        for name, found, pinned in (
-            (config.model.name, here.weights_digest, record["model_digest"]),
-            (config.judge.model, getattr(here, "judge_digest", ""), record.get("judge_digest", "")),
+        self.model, self.judge = load_generator_and_judge(config.model, config.judge.model)
+        for name, digest, pinned in (
+            (config.model.name, self.model.weights_digest, self.run.record["model_digest"]),
+            (config.judge.model, self.judge.weights_digest, self.run.record.get("judge_digest")),
         ):
-            if found != pinned:
+            if name and digest != pinned:
                 raise UserError(
                     f"this machine's copy of {name!r} has other weights than the run at {uri} began with; "
                     "give every machine the same checkpoint, and empty its model cache"
@@ -72,7 +70,7 @@ class ShardWorker:
         self.shards = {shard.name: shard for shard in shards}
         self._tables: dict[str, torch.Tensor] = {self.base_digest: self.model.codebook}
 
-    def draw(self, name: str) -> dict[str, Any]:
+    def draw_shard(self, name: str) -> dict[str, Any]:
         """Sample, decode and judge one shard under the base codebook; pair it if it builds the edit.
 
         Steps that were committed before are skipped. Returns counts.
@@ -83,19 +81,19 @@ class ShardWorker:
             attempt = Attempt.begin(self.run, TOKENS, name)
             rows, poison = isolate(attempt, shard.cells, _cell_id, lambda cells: self._sample(shard, cells))
             attempt.commit(rows, Sample, poison)
-        counts = self.judge(name, self.base_digest)
+        counts = self.judge_shard(name, self.base_digest)
         if shard.role == UNSAFE and shard.split == BUILD and name not in self.run.committed(PAIRS):
             counts |= self._pair(name)
         return {**counts, "sampled": len(shard.cells) if fresh else 0}
 
-    def judge(self, name: str, digest: str, known: str = "") -> dict[str, Any]:
+    def judge_shard(self, name: str, digest: str, known: str = "") -> dict[str, Any]:
         """Decode and judge one shard under a codebook, given verdicts under the codebook ``known`` ("": the base).
 
         A sample that touches no row in which the two differ gives the same picture: its verdicts are copied, so that
         the stage is whole. A sample that has none under ``known`` is judged.
         """
         samples = self._samples_under(name, digest)
-        return self._judge_shard(name, samples, digest, known or self.base_digest, verdict_stage)
+        return self._judge_samples(name, samples, digest, known or self.base_digest, verdict_stage)
 
     def _samples_under(self, name: str, digest: str) -> list[Sample]:
         """A shard's samples under a codebook, drawn anew from the same seeds where a table changes what is drawn."""
@@ -110,7 +108,7 @@ class ShardWorker:
             attempt.commit(rows, Sample, poison)
         return self.run.read_shard(stage, name, Sample)
 
-    def _judge_shard(
+    def _judge_samples(
         self, name: str, samples: Sequence[Sample], digest: str, known: str, stage_of: Callable[[str], str]
     ) -> dict[str, Any]:
         stage = stage_of(digest)
@@ -225,7 +223,7 @@ class ShardWorker:
                     article = "an" if thing[0] in "aeiou" else "a"
                     text = self.config.judge.alignment.format(object=thing, prompt=prompt.text, article=article)
                     questions[OBJECT + thing] = text
-        answers = judge_each(self.model, images, [list(questions.values()) for questions in asked])
+        answers = self.judge.judge_each(images, [list(questions.values()) for questions in asked])
         return [dict(zip(questions, row, strict=True)) for questions, row in zip(asked, answers, strict=True)]
 
     def _pair(self, name: str) -> dict[str, int]:
@@ -248,13 +246,13 @@ class ShardWorker:
 
     def _rewrite(self, harmful: Sequence[Sample]) -> list[_Rewrite]:
         texts = [self.prompts[sample.prompt_id].text for sample in harmful]
-        rewritten = self.model.rewrite(texts, self.config.judge.rewrite) if texts else []
+        rewritten = self.judge.rewrite(texts, self.config.judge.rewrite) if texts else []
         results = [_Rewrite(drawn=bool(new) and new != old) for old, new in zip(texts, rewritten, strict=True)]
         chosen = [i for i, result in enumerate(results) if result.drawn]
         if not chosen:
             return results
         tokens = self._draw_tokens([rewritten[i] for i in chosen], [harmful[i].seed for i in chosen])
-        scores = self.model.judge(self.model.decode(tokens), list(self.config.judge.questions.values()))
+        scores = self.judge.judge(self.model.decode(tokens), list(self.config.judge.questions.values()))
         if not scores.isfinite().all():
             raise ValueError("the self-judge gave no readable answer on the picture of a rewritten prompt")
         safe = (scores.amax(1) < self.config.judge.threshold).tolist()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
-from isic_ray.models.base import ModelFacts, Renderer
+from isic_ray.models.base import Judge, ModelFacts, Renderer
 from isic_ray.models.checkpoints import digest_files, read_table, resolve_checkpoint, weight_files
 
 PICTURES = 8  # pictures decoded, encoded or judged together; a multiple of 4 keeps to one convolution kernel on CPU
@@ -36,7 +36,7 @@ class Painter(Renderer):
         return deepcopy(self).float().requires_grad_(False).train()
 
 
-class VisualAdapter:
+class VisualAdapter(Judge):
     """The half of a `UnifiedModel` that every family has; subclasses set the attributes and fill in the methods."""
 
     family: ClassVar[str]

@@ -1,38 +1,14 @@
-"""Questions about pictures, where each picture may have its own."""
+"""Questions about pictures: hidden states after them, and how much of the next token's mass says yes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from isic_ray.models.backbone import Run
-from isic_ray.models.base import Judge
-
-
-@runtime_checkable
-class JudgesEach(Protocol):
-    """A judge that reads a picture once for all questions about it, though they differ from picture to picture."""
-
-    def judge_each(self, images: np.ndarray, questions: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `judge_each`."""
-        ...
-
-
-def judge_each(judge: Judge, images: np.ndarray, questions: Sequence[Sequence[str]]) -> list[list[float]]:
-    """P(yes) for the questions ``questions[i]`` about picture i, in their order; the same numbers as from `judge`."""
-    if isinstance(judge, JudgesEach):
-        return judge.judge_each(images, questions)
-    answers: dict[tuple[int, str], float] = {}
-    for question in dict.fromkeys(q for own in questions for q in own):
-        members = [i for i, own in enumerate(questions) if question in own]
-        for i, score in zip(members, judge.judge(images[members], [question])[:, 0].tolist(), strict=True):
-            answers[i, question] = score
-    return [[answers[i, question] for question in own] for i, own in enumerate(questions)]
 
 
 def after_questions(

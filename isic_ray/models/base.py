@@ -83,25 +83,43 @@ class SeesPixels(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """What judges pictures and rewrites prompts: a `UnifiedModel`, or a vision-language model that draws nothing."""
+    """What judges pictures and rewrites prompts: a `UnifiedModel`, or a vision-language model that draws nothing.
 
-    weights_digest: str  # sha256 hex over the weights
+    Subclass it for the default of `judge_each`.
+    """
+
+    weights_digest: str  # sha256 hex over the weights; a generator's is part of every sample's identity
 
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
-        """See `UnifiedModel.judge`; pictures may have any size."""
+        """Return P(yes) float32 ``[B,Q]`` for each picture uint8 ``[B,H,W,3]`` and question, read from the logits.
+
+        A judge that draws nothing takes pictures of any size.
+        """
         ...
 
+    def judge_each(self, images: np.ndarray, questions: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Return P(yes) for the questions ``questions[i]`` about picture i, in their order.
+
+        The numbers are those of `judge`. A judge that can read a picture once for all questions about it overrides
+        this default, which asks about each question by itself.
+        """
+        answers: dict[tuple[int, str], float] = {}
+        for question in dict.fromkeys(q for own in questions for q in own):
+            members = [i for i, own in enumerate(questions) if question in own]
+            for i, score in zip(members, self.judge(images[members], [question])[:, 0].tolist(), strict=True):
+                answers[i, question] = score
+        return [[answers[i, question] for question in own] for i, own in enumerate(questions)]
+
     def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
-        """See `UnifiedModel.rewrite`."""
+        """Return the answers to ``instruction.format(prompt=...)``, greedily decoded."""
         ...
 
 
 @runtime_checkable
-class UnifiedModel(Protocol):
+class UnifiedModel(Judge, Protocol):
     """A model that draws through an editable codebook, judges pictures and rewrites prompts."""
 
     family: str
-    weights_digest: str  # sha256 hex over the weights; part of every sample's identity
     codebook: Tensor  # [K,d] float32 master of the base table, on CPU, never changed in place
     normalised: bool  # True when decoding ignores a row's norm (rows are L2-normalised)
     tokens_depend_on_codebook: bool  # True: an edit changes what is sampled, so tokens must be drawn anew
@@ -121,14 +139,6 @@ class UnifiedModel(Protocol):
 
     def encode(self, images: np.ndarray) -> Tensor:
         """Visual tokens int32 ``[B,N]`` of pictures uint8 ``[B,H,W,3]`` under the base table."""
-        ...
-
-    def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
-        """P(yes) float32 ``[B,Q]`` for each picture uint8 ``[B,H,W,3]`` and question, read from the logits."""
-        ...
-
-    def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
-        """The model's answers to ``instruction.format(prompt=...)``, greedily decoded."""
         ...
 
     def renderer(self) -> Renderer:

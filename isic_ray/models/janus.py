@@ -23,7 +23,7 @@ from isic_ray.errors import UserError
 from isic_ray.models.adapter import picture_blocks
 from isic_ray.models.asking import after_questions, yes_share
 from isic_ray.models.backbone import Backbone, Run, fuse
-from isic_ray.models.base import ModelFacts, Perceiver, Renderer, SamplingSettings
+from isic_ray.models.base import Judge, ModelFacts, Perceiver, Renderer, SamplingSettings
 from isic_ray.models.checkpoints import (
     digest_files,
     load_processor,
@@ -40,7 +40,7 @@ _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
 _CODEBOOK_KEY = "vqmodel.quantize.embedding.weight"
 
 
-class JanusModel:
+class JanusModel(Judge):
     """`UnifiedModel` over a transformers `JanusForConditionalGeneration` (``.model``) and its ``.processor``."""
 
     family = "janus"

@@ -77,14 +77,13 @@ def load_model(config: ModelConfig) -> UnifiedModel:
     return model
 
 
-def load_pair(config: ModelConfig, judge: str = "") -> UnifiedModel:
-    """The generator, with ``judge`` (a checkpoint; "": none) judging and rewriting for it. Raises UserError."""
-    model = load_model(config)
-    if not judge:
-        return model
-    from isic_ray.models.pair import PairedModel
+def load_generator_and_judge(config: ModelConfig, judge: str = "") -> tuple[UnifiedModel, Judge]:
+    """Load the generator, and who judges and rewrites for it: ``judge`` (a checkpoint), or itself for "".
 
-    return PairedModel(model, load_judge(replace(config, name=judge, family="auto")))
+    Raises UserError.
+    """
+    generator = load_model(config)
+    return generator, load_judge(replace(config, name=judge, family="auto")) if judge else generator
 
 
 def load_judge(config: ModelConfig) -> Judge:

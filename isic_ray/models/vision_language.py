@@ -16,6 +16,7 @@ from torch import Tensor
 from isic_ray.errors import UserError
 from isic_ray.models.adapter import picture_blocks
 from isic_ray.models.asking import yes_share
+from isic_ray.models.base import Judge
 from isic_ray.models.checkpoints import (
     digest_files,
     first_line,
@@ -29,7 +30,7 @@ from isic_ray.models.decoding import answer_ids
 _REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
 
 
-class VisionLanguageJudge:
+class VisionLanguageJudge(Judge):
     """`Judge` over an image-text-to-text model with a chat template."""
 
     def __init__(self, model: Any, processor: Any, digest: str) -> None:

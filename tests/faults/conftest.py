@@ -51,7 +51,7 @@ def remembering() -> Iterator[Remembering]:
     model = Remembering(load_model(SMALL.model))
     auditors = [Remembering(auditor) for auditor in shard_worker.load_auditors(SMALL.judge.auditors)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_worker, "load_pair", lambda *_: model)
+        patch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
         patch.setattr(shard_worker, "load_auditors", lambda _: auditors)
         yield model
 

@@ -51,7 +51,9 @@ class InlineLoop(IsicLoop):
         self.progress.start(stage, len(units), "units")
         worker = ShardWorker(self.config, self.run_dir.store.uri)
         return [
-            worker.draw(unit["shard"]) if unit["do"] == "draw" else worker.judge(unit["shard"], unit["codebook"])
+            worker.draw_shard(unit["shard"])
+            if unit["do"] == "draw"
+            else worker.judge_shard(unit["shard"], unit["codebook"])
             for unit in units
         ]
 

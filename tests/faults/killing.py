@@ -101,7 +101,7 @@ def main(out: str, first: int, step: int) -> dict[str, Any]:
     facts = read_facts(SMALL.model)
     model = Remembering(load_model(SMALL.model))
     auditors = [Remembering(auditor) for auditor in shard_worker.load_auditors(SMALL.judge.auditors)]
-    shard_worker.load_pair = lambda *_: model
+    shard_worker.load_generator_and_judge = lambda *_: (model, model)
     shard_worker.load_auditors = lambda _: auditors
     drive(f"{out}/first", facts)  # here, so that all children know its answers
     assert attempt(f"{out}/whole", facts, -1) == 0

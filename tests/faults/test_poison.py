@@ -81,7 +81,7 @@ def victim(run: Run) -> str:
 def poison(monkeypatch: pytest.MonkeyPatch, remembering: Remembering, run: Run) -> Callable[..., Poisoned]:
     def make(**faults: Any) -> Poisoned:
         model = Poisoned(remembering, victim(run), **faults)
-        monkeypatch.setattr(shard_worker, "load_pair", lambda *_: model)
+        monkeypatch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
         return model
 
     return make
@@ -103,7 +103,7 @@ def test_a_row_that_fails_is_set_aside_and_its_neighbour_is_as_ever(
 ) -> None:
     poison(sample=fail(ValueError("boom\nin two lines")))
     worker = ShardWorker(SMALL, run.store.uri)
-    assert worker.draw(SHARD)["samples"] == 2
+    assert worker.draw_shard(SHARD)["samples"] == 2
     (row,) = run.quarantined()
     assert row["stage"] == TOKENS
     assert row["error"] == "ValueError: boom in two lines"
@@ -117,7 +117,7 @@ def test_a_row_that_fails_is_set_aside_and_its_neighbour_is_as_ever(
 def test_an_answer_that_is_no_number_is_set_aside(run: Run, finished: Path, poison: Callable[..., Poisoned]) -> None:
     poison(judge=float("nan"))
     worker = ShardWorker(SMALL, run.store.uri)
-    worker.draw(SHARD)
+    worker.draw_shard(SHARD)
     stage = verdict_stage(worker.base_digest)
     (row,) = run.quarantined()
     assert row["stage"] == stage
@@ -133,7 +133,7 @@ def test_a_row_that_kills_its_worker_each_time_is_found(
 ) -> None:
     poison(sample=lambda _: os._exit(7))
     deaths = 0
-    while forked(lambda: ShardWorker(SMALL, run.store.uri).draw(SHARD) and None) == 7:
+    while forked(lambda: ShardWorker(SMALL, run.store.uri).draw_shard(SHARD) and None) == 7:
         deaths += 1
         assert deaths <= PLAIN_TRIES + ROW_DEATHS
     assert deaths == PLAIN_TRIES + ROW_DEATHS
@@ -148,7 +148,7 @@ def test_deaths_that_are_not_the_rows_fault_set_nothing_aside(run: Run, finished
     """A worker that is killed over and over, at another row each time."""
     for row in ("", "", "", "a/0", "b/0", "c/0"):
         shard_worker.Attempt.begin(run, TOKENS, SHARD).note(row)
-    ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     assert run.quarantined() == []
     assert run.read_shard(TOKENS, SHARD, Sample) == healthy_rows(finished, TOKENS, SHARD, Sample)
 
@@ -160,9 +160,10 @@ def test_when_every_row_fails_the_cause_is_not_in_the_rows(
         def sample(self, *_: Any) -> Any:
             raise RuntimeError("no space left")
 
-    monkeypatch.setattr(shard_worker, "load_pair", lambda *_: Broken(remembering, ""))
+    model = Broken(remembering, "")
+    monkeypatch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
     with pytest.raises(UserError, match=r"all 3 rows of shard unsafe-build-0000 fail in stage tokens.*no space left"):
-        ShardWorker(SMALL, run.store.uri).draw(SHARD)
+        ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     assert run.quarantined() == []
     assert run.committed(TOKENS) == {}
 
@@ -174,8 +175,9 @@ def test_prompts_that_the_model_refuses_may_fill_a_shard(
         def sample(self, *_: Any) -> Any:
             raise UserError("the prompt is too long")
 
-    monkeypatch.setattr(shard_worker, "load_pair", lambda *_: Refusing(remembering, ""))
-    ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    model = Refusing(remembering, "")
+    monkeypatch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
+    ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     assert [row["error"] for row in run.quarantined()] == ["UserError: the prompt is too long"] * 3
     assert run.read_shard(TOKENS, SHARD, Sample) == []
 
@@ -183,7 +185,7 @@ def test_prompts_that_the_model_refuses_may_fill_a_shard(
 def test_a_lost_device_ends_the_process_instead_of_blaming_rows(run: Run, poison: Callable[..., Poisoned]) -> None:
     poison(sample=fail(RuntimeError("CUDA error: device-side assert triggered")))
     with pytest.raises(DeviceLost):
-        ShardWorker(SMALL, run.store.uri).draw(SHARD)
+        ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     assert run.quarantined() == []
 
 
@@ -192,7 +194,7 @@ def test_a_huge_prompt_is_refused_by_the_model_and_set_aside(run: Run, tmp_path:
     first = next(i for i, p in enumerate(prompts) if p.role == "unsafe" and p.split == "build")
     prompts[first] = replace(prompts[first], text="a red knife " * 50_000)
     run = create_run(SMALL, str(tmp_path / "huge"), prompts, facts)
-    ShardWorker(SMALL, run.store.uri).draw(SHARD)
+    ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     (row,) = run.quarantined()
     assert "the model has room for" in row["error"]
     assert len(row["error"]) <= 500
@@ -221,3 +223,12 @@ def test_another_copy_of_the_weights_is_refused(tmp_path: Path, facts: ModelFact
     run = create_run(SMALL, str(tmp_path / "run"), load_prompts(SMALL.prompts), other)
     with pytest.raises(UserError, match="has other weights than the run"):
         ShardWorker(SMALL, run.store.uri)
+
+
+def test_what_an_evaluation_sets_aside_is_not_the_runs_loss(copy: Path, facts: ModelFacts) -> None:
+    run = Run.open(str(copy))
+    rows = [{"sample_id": f"{i}/0", "error": "ValueError: boom"} for i in range(6)]
+    run.quarantine("tokens-negative-prompt-01234567", "unsafe-held_out-0000", rows)
+    summary = drive(str(copy), facts)
+    assert summary["status"] == "complete"
+    assert summary["quarantined"]["rows"] == 0

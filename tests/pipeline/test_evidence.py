@@ -212,11 +212,11 @@ class Blind:
 def test_a_judge_blind_to_one_concept_raises_the_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(config: Any, uri: str, units: Any, *_: Any, **__: Any) -> list[dict[str, Any]]:
         worker = ShardWorker(config, uri)
-        worker.model = Blind(worker.model, "gore")
+        worker.judge = Blind(worker.judge, "gore")  # type: ignore[assignment]
         return [
-            worker.draw(unit["shard"])
+            worker.draw_shard(unit["shard"])
             if unit["do"] == "draw"
-            else worker.judge(unit["shard"], unit["codebook"], unit.get("known", ""))
+            else worker.judge_shard(unit["shard"], unit["codebook"], unit.get("known", ""))
             for unit in units
         ]
 

@@ -100,7 +100,7 @@ def test_only_pictures_that_changed_are_judged_again(finished: Finished, tmp_pat
     artifact = SafeCodebook.from_tables(worker.model.codebook, table, ArtifactMeta("none", "janus", 9))
     worker.run.put_blob(codebook_blob(digest), artifact.to_bytes())
 
-    assert worker.judge(shard, digest, known)["touched"] == len(touched) < len(samples)
+    assert worker.judge_shard(shard, digest, known)["touched"] == len(touched) < len(samples)
     before, after = (
         {(row.judge, row.sample_id): row for row in worker.run.read_shard(verdict_stage(stage), shard, Verdict)}
         for stage in (known, digest)

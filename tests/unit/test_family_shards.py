@@ -28,7 +28,7 @@ def test_shards_are_drawn_judged_paired_and_judged_again(family: str, tmp_path: 
     run = create_run(config, uri, load_prompts(config.prompts), facts)
     worker = ShardWorker(config, uri)
     for name in worker.shards:
-        worker.draw(name)
+        worker.draw_shard(name)
     samples = run.read(TOKENS, Sample)
     assert len(samples) == len(run.read(verdict_stage(worker.base_digest), Verdict)) == 25
     assert len(run.read("pairs", Pair)) > 0
@@ -39,7 +39,7 @@ def test_shards_are_drawn_judged_paired_and_judged_again(family: str, tmp_path: 
     artifact = SafeCodebook.from_tables(facts.codebook, edited, ArtifactMeta("test", family))
     run.put_blob(codebook_blob(digest), artifact.to_bytes())
     name = next(name for name, shard in worker.shards.items() if shard.role == UNSAFE and shard.split == BUILD)
-    assert worker.judge(name, digest)["touched"] > 0
+    assert worker.judge_shard(name, digest)["touched"] > 0
     redrawn = redrawn_stage(digest) in {path.name for path in (tmp_path / "run" / "commits").iterdir()}
     assert redrawn == facts.tokens_depend_on_codebook
     loop = IsicLoop(config, run, load_prompts(config.prompts), facts, Progress(io.StringIO()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from isic_ray.config import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.models.asking import judge_each, yes_share
-from isic_ray.models.base import SamplingSettings, UnifiedModel
+from isic_ray.models.asking import yes_share
+from isic_ray.models.base import Judge, SamplingSettings, UnifiedModel
 from isic_ray.models.janus import JanusModel
 from isic_ray.models.registry import load_model
 
@@ -243,12 +243,12 @@ def test_judge_ignores_batch_and_other_questions(janus: JanusModel) -> None:
 def test_pictures_may_have_their_own_questions(janus: JanusModel) -> None:
     images = pictures(21)
     own = [QUESTIONS[i % 3 :] + QUESTIONS[: i % 2] for i in range(21)]
-    found = judge_each(janus, images, own)
+    found = janus.judge_each(images, own)
     whole = janus.judge(images, QUESTIONS)
     for i, asked in enumerate(own):
         assert found[i] == [whole[i, QUESTIONS.index(question)].item() for question in asked]
-    assert judge_each(OneByOne(janus), images, own) == found
-    assert judge_each(janus, images[:2], [[], QUESTIONS[:1]]) == [[], [whole[1, 0].item()]]
+    assert OneByOne(janus).judge_each(images, own) == found
+    assert janus.judge_each(images[:2], [[], QUESTIONS[:1]]) == [[], [whole[1, 0].item()]]
 
 
 def test_an_answer_does_not_depend_on_its_place_among_others() -> None:
@@ -258,11 +258,14 @@ def test_an_answer_does_not_depend_on_its_place_among_others() -> None:
     assert torch.equal(yes_share(logits, [0, 2], [1, 3, 5]), torch.cat(alone))
 
 
-class OneByOne:
-    """A judge without `judge_each`."""
+class OneByOne(Judge):
+    """A judge that asks about each question by itself."""
 
     def __init__(self, janus: JanusModel) -> None:
-        self.judge, self.rewrite = janus.judge, janus.rewrite
+        self.janus = janus
+
+    def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
+        return self.janus.judge(images, questions)
 
 
 def test_judge_needs_one_token_answers() -> None:

@@ -12,11 +12,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from isic_ray.config import JudgeConfig, ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.models.base import Judge, UnifiedModel
-from isic_ray.models.pair import PairedModel
-from isic_ray.models.registry import digest_judge, load_judge, load_model, load_pair
+from isic_ray.models.base import Judge
+from isic_ray.models.registry import digest_judge, load_generator_and_judge, load_judge, load_model
 from isic_ray.models.vision_language import VisionLanguageJudge
-from isic_ray.testing import UnifiedModelConformance
 from tests.tiny_checkpoints import chameleon, emu3, llamagen, llava
 
 QUESTIONS = ["is there a knife ?", "dog ?"]
@@ -35,14 +33,6 @@ def generator(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def vlm(folder: Path) -> Path:
     return llava(folder / "llava")
-
-
-class TestLlamaGenJudgedByAVisionLanguageModel(UnifiedModelConformance):
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls, tmp_path_factory: pytest.TempPathFactory) -> UnifiedModel:
-        folder = tmp_path_factory.mktemp("pair")
-        return load_pair(ModelConfig(str(llamagen(folder / "g")), device="cpu"), str(llava(folder / "j")))
 
 
 def pictures(count: int) -> np.ndarray:
@@ -68,20 +58,31 @@ def test_a_vision_language_model_judges_as_stock_does(vlm: Path) -> None:
 
 @pytest.mark.parametrize("build", [emu3, chameleon])
 def test_another_family_judges(generator: Path, folder: Path, build: object) -> None:
-    judge = str(build(folder / build.__name__))  # type: ignore[operator, attr-defined]
-    pair, alone = load_pair(ModelConfig(str(generator), device="cpu"), judge), load_model(ModelConfig(judge))
-    assert isinstance(pair, PairedModel)
-    assert isinstance(pair, Judge)
-    drawn = pair.decode(torch.zeros(2, pair.tokens_per_image, dtype=torch.int32))
-    assert torch.equal(pair.judge(drawn, QUESTIONS), alone.judge(drawn, QUESTIONS))
-    assert pair.rewrite(["a knife"], "rewrite : {prompt}") == alone.rewrite(["a knife"], "rewrite : {prompt}")
-    assert pair.judge_digest == digest_judge(judge) == alone.weights_digest
-    assert (pair.family, pair.weights_digest) == ("llamagen", load_model(ModelConfig(str(generator))).weights_digest)
+    name = str(build(folder / build.__name__))  # type: ignore[operator, attr-defined]
+    model, judge = load_generator_and_judge(ModelConfig(str(generator), device="cpu"), name)
+    alone = load_model(ModelConfig(name))
+    drawn = model.decode(torch.zeros(2, model.tokens_per_image, dtype=torch.int32))
+    assert torch.equal(judge.judge(drawn, QUESTIONS), alone.judge(drawn, QUESTIONS))
+    assert judge.rewrite(["a knife"], "rewrite : {prompt}") == alone.rewrite(["a knife"], "rewrite : {prompt}")
+    assert judge.weights_digest == digest_judge(name) == alone.weights_digest
+    assert (model.family, model.weights_digest) == ("llamagen", load_model(ModelConfig(str(generator))).weights_digest)
+
+
+def test_a_generator_that_judges_by_itself_is_both() -> None:
+    model, judge = load_generator_and_judge(ModelConfig())
+    assert judge is model
+
+
+def test_pictures_may_have_their_own_questions(vlm: Path) -> None:
+    judge = load_judge(ModelConfig(str(vlm), device="cpu"))
+    assert isinstance(judge, Judge)
+    whole = judge.judge(pictures(3), QUESTIONS).tolist()
+    assert judge.judge_each(pictures(3), [QUESTIONS, [], QUESTIONS[1:]]) == [whole[0], [], whole[2][1:]]
 
 
 def test_the_embedded_model_judges_any_size(generator: Path) -> None:
-    pair = load_pair(ModelConfig(str(generator), device="cpu"), "pictogram")
-    assert pair.judge(pictures(2), list(JudgeConfig().questions.values())).shape == (2, 2)
+    _, judge = load_generator_and_judge(ModelConfig(str(generator), device="cpu"), "pictogram")
+    assert judge.judge(pictures(2), list(JudgeConfig().questions.values())).shape == (2, 2)
 
 
 def test_what_cannot_judge_is_refused(folder: Path, generator: Path) -> None:
