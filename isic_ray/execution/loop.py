@@ -278,7 +278,7 @@ class IsicLoop(Stages):
             arm["codebook"] for arm in arms.values()
         ]
         stages = [TOKENS, PAIRS]
-        for digest in dict.fromkeys(judged):
+        for digest in sorted(set(judged)):
             stages += [verdict_stage(digest), redrawn_stage(digest)]
         return losses(self.run_dir, stages, sum(len(shard.cells) for shard in self.shards))
 
