@@ -274,9 +274,8 @@ class IsicLoop(Stages):
 
     def quarantined(self, rounds: list[Record], arms: Record) -> Record:
         """Count the rows that this run's own stages set aside: what an evaluation set aside is not the run's loss."""
-        judged = [entry.get("tried", entry["codebook"]) for entry in rounds] + [
-            arm["codebook"] for arm in arms.values()
-        ]
+        judged: list[str] = [entry["tried" if "tried" in entry else "codebook"] for entry in rounds]
+        judged += [arm["codebook"] for arm in arms.values()]
         stages = [TOKENS, PAIRS]
         for digest in sorted(set(judged)):
             stages += [verdict_stage(digest), redrawn_stage(digest)]
