@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isic_ray.codebook import SafeCodebook as SafeCodebook
-    from isic_ray.config import RunConfig as RunConfig
-    from isic_ray.config import load_config as load_config
-    from isic_ray.execution.loop import run_isic as run
+    from isic_ray.config.run import RunConfig as RunConfig
+    from isic_ray.config.run import load_config as load_config
     from isic_ray.models.registry import load_model as load_model
+    from isic_ray.workflows.loop import run_isic as run
 
     __version__: str
 
 _HOME = {  # public name: where it lives
     "SafeCodebook": ("isic_ray.codebook", "SafeCodebook"),
-    "RunConfig": ("isic_ray.config", "RunConfig"),
-    "load_config": ("isic_ray.config", "load_config"),
+    "RunConfig": ("isic_ray.config.run", "RunConfig"),
+    "load_config": ("isic_ray.config.run", "load_config"),
     "load_model": ("isic_ray.models.registry", "load_model"),
-    "run": ("isic_ray.execution.loop", "run_isic"),
+    "run": ("isic_ray.workflows.loop", "run_isic"),
 }
 __all__ = ["RunConfig", "SafeCodebook", "__version__", "load_config", "load_model", "run"]
 

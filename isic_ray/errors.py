@@ -10,11 +10,17 @@ class UserError(Exception):
 
 
 def user_error_in(error: BaseException) -> UserError | None:
-    """The UserError that ``error`` is or was caused by, however often Ray wrapped it; None for a bug.
+    """The UserError that ``error`` is or was caused by, however often Ray wrapped it; None for a
+    bug.
 
-    Ray's wrappers are passed over: they are instances of what they wrap, with a traceback for a message.
+    Ray's wrappers are passed over: they are instances of what they wrap, with a traceback for a
+    message.
     """
-    found = (cause for cause in _causes(error) if isinstance(cause, UserError) and not hasattr(cause, "cause"))
+    found = (
+        cause
+        for cause in _causes(error)
+        if isinstance(cause, UserError) and not hasattr(cause, "cause")
+    )
     return next(found, None)
 
 
@@ -22,4 +28,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         failures = getattr(error, "worker_failures", None) or {}  # of Ray Train, by rank
-        error = getattr(error, "cause", None) or next(iter(failures.values()), None) or error.__cause__
+        error = (
+            getattr(error, "cause", None) or next(iter(failures.values()), None) or error.__cause__
+        )

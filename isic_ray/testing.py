@@ -27,7 +27,9 @@ from isic_ray.models.base import SamplingSettings, UnifiedModel
 class UnifiedModelConformance:
     """What the loop relies on, one test each. Class attributes may be overridden."""
 
-    judges: ClassVar[bool] = True  # False: judge and rewrite must raise UserError that names judge.model
+    judges: ClassVar[bool] = (
+        True  # False: judge and rewrite must raise UserError that names judge.model
+    )
     prompts: ClassVar[list[str]] = ["a red cat", "a blue dog on the table with a knife", "knife"]
     questions: ClassVar[list[str]] = ["is there a knife ?", "is the cat red ?"]
     instruction: ClassVar[str] = "rewrite safely : {prompt}"
@@ -57,14 +59,18 @@ class UnifiedModelConformance:
         whole = model.sample(prompts, seeds, self.settings)
         for i in (0, len(prompts) - 1):
             assert torch.equal(model.sample([prompts[i]], [seeds[i]], self.settings)[0], whole[i])
-        assert not torch.equal(whole[0], whole[len(self.prompts)])  # the same prompt under another seed
+        assert not torch.equal(
+            whole[0], whole[len(self.prompts)]
+        )  # the same prompt under another seed
 
     def test_guidance_and_temperature_matter(self, model: UnifiedModel) -> None:
         prompts, seeds = self.prompts, range(len(self.prompts))
         base = model.sample(prompts, seeds, self.settings)
         greedy = SamplingSettings(guidance=self.settings.guidance, temperature=0)
         assert not torch.equal(model.sample(prompts, seeds, SamplingSettings(guidance=1.0)), base)
-        assert torch.equal(model.sample(prompts, seeds, greedy), model.sample(prompts, [9] * len(prompts), greedy))
+        assert torch.equal(
+            model.sample(prompts, seeds, greedy), model.sample(prompts, [9] * len(prompts), greedy)
+        )
 
     def test_pictures_are_drawn_under_the_table_that_is_given(self, model: UnifiedModel) -> None:
         tokens = _tokens(model, 3)
@@ -115,7 +121,9 @@ class UnifiedModelConformance:
         assert torch.equal(model.encode(pictures[5:6])[0], found[5])
         assert model.decode(found).shape == pictures.shape
 
-    def test_the_renderer_draws_what_decode_draws_and_teaches_the_table(self, model: UnifiedModel) -> None:
+    def test_the_renderer_draws_what_decode_draws_and_teaches_the_table(
+        self, model: UnifiedModel
+    ) -> None:
         tokens = _tokens(model, 2)
         renderer = model.renderer()
         assert not any(parameter.requires_grad for parameter in renderer.parameters())
@@ -163,7 +171,9 @@ class UnifiedModelConformance:
 def _tokens(model: UnifiedModel, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     highest = max(2, len(model.codebook) // 2)  # rows above stay unused
-    return torch.randint(0, highest, (count, model.tokens_per_image), generator=generator, dtype=torch.int32)
+    return torch.randint(
+        0, highest, (count, model.tokens_per_image), generator=generator, dtype=torch.int32
+    )
 
 
 def _edited(model: UnifiedModel, rows: Tensor) -> Tensor:

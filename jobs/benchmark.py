@@ -4,11 +4,12 @@
     python jobs/benchmark.py --models janus-pro-1b janus-pro-7b          # on a GPU: published shapes, random weights
     ray job submit --working-dir . --entrypoint-num-gpus 1 -- python jobs/benchmark.py --models janus-pro-1b
 
-sampler: our loop and stock `generate`, by turns, with the same model, prompts and settings; greedy tokens compared.
-stages:  pictures a second of each stage. profile: what sampling spends its time on. memory: 100 batches.
-rounds:  judging again after a selective edit, next to drawing, judging and pairing all pictures.
-The floor of a batch is the time its multiplications take at the rate measured here, or its weights and caches at the
-bandwidth measured here, whichever is larger, summed over the steps.
+sampler: our loop and stock `generate`, by turns, with the same model, prompts and settings; greedy
+tokens compared. stages:  pictures a second of each stage. profile: what sampling spends its time
+on. memory: 100 batches. rounds:  judging again after a selective edit, next to drawing, judging and
+pairing all pictures. The floor of a batch is the time its multiplications take at the rate measured
+here, or its weights and caches at the bandwidth measured here, whichever is larger, summed over the
+steps.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from janus_shapes import SHAPES, random_janus
 from torch import Tensor, nn
 
-from isic_ray.config import ModelConfig, PromptsConfig, load_config
-from isic_ray.models.backbone import Backbone, fuse
+from isic_ray.config.run import ModelConfig, PromptsConfig, load_config
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.blocks import left_pad
-from isic_ray.models.janus import JanusModel, token_sampler
-from isic_ray.models.janus_shapes import SHAPES, random_janus
+from isic_ray.models.decoding.backbone import Backbone, fuse
+from isic_ray.models.decoding.blocks import left_pad
+from isic_ray.models.families.janus import JanusModel, token_sampler
 from isic_ray.models.registry import load_model
-from isic_ray.prompts import load_prompts
-from isic_ray.schema import BUILD, HELD_OUT
+from isic_ray.prompts.sets import load_prompts
+from isic_ray.runs.schema import BUILD, HELD_OUT
 
 Figures = dict[str, Any]
 PARTS = ("sampler", "guidance", "stages", "profile", "memory", "rounds")
@@ -46,22 +47,39 @@ WEAPON_AND_GORE = ("does this picture show a weapon ?", "does this picture show 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["pictogram"], choices=["pictogram", *SHAPES])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["pictogram"], choices=["pictogram", *SHAPES]
+    )
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 16, 32, 64])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="torch threads; an actor has 1")
-    parser.add_argument("--repeats", type=int, default=5, help="the median of so many timings counts")
-    parser.add_argument("--prompts", type=int, default=100, help="of each set and split, in the part rounds")
-    parser.add_argument("--out", type=Path, help="JSON file; parts that are not run keep their old figures there")
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[1, 2], help="torch threads; an actor has 1"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="the median of so many timings counts"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=100, help="of each set and split, in the part rounds"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="JSON file; parts that are not run keep their old figures there"
+    )
     options = parser.parse_args()
-    found: Figures = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    found: Figures = (
+        json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    )
     for name in options.models:
         entry = found.setdefault(name, {})
         pictogram = name == "pictogram"
         for part in options.parts:
             if part == "rounds" and pictogram:
-                entry[part] = {"hardware": hardware(), **medians([rounds(options.prompts) for _ in range(3)])}
+                entry[part] = {
+                    "hardware": hardware(),
+                    **medians([rounds(options.prompts) for _ in range(3)]),
+                }
             elif part != "rounds" and (pictogram or part in ("sampler", "guidance")):
                 entry[part] = {"hardware": hardware(), **measure(name, part, options)}
             print_part(name, part, entry.get(part, {}))
@@ -101,26 +119,37 @@ class Subject:
             self.adapter, self.model, self.sampler = adapter, adapter.model, adapter._sampler
             texts = [prompt.text for prompt in load_prompts(PromptsConfig(limit=32))]
             self.texts = texts[:64]
-            self.ids = [adapter._prompt_ids([{"type": "text", "text": text}], "image") for text in self.texts]
+            self.ids = [
+                adapter._prompt_ids([{"type": "text", "text": text}], "image")
+                for text in self.texts
+            ]
         else:
             self.model = random_janus(name)
             self.sampler = token_sampler(self.model, Backbone(self.model.model.language_model))
             generator = torch.Generator().manual_seed(0)
             lengths = torch.randint(12, 30, (64,), generator=generator).tolist()
-            self.ids = [[1, *torch.randint(10, 90, (n,), generator=generator).tolist(), 4] for n in lengths]
+            self.ids = [
+                [1, *torch.randint(10, 90, (n,), generator=generator).tolist(), 4] for n in lengths
+            ]
         self.device = self.model.device
 
     def ours(self, count: int, settings: SamplingSettings) -> Tensor:
         return self.sampler.draw(self.ids[:count], list(range(count)), settings)
 
     def stock(self, count: int, settings: SamplingSettings) -> Tensor:
-        ids, pads = left_pad(self.ids[:count], max(map(len, self.ids[:count])), self.sampler.pad_id, self.device)
+        ids, pads = left_pad(
+            self.ids[:count], max(map(len, self.ids[:count])), self.sampler.pad_id, self.device
+        )
         mask = (torch.arange(ids.shape[1], device=self.device) >= pads[:, None]).long()
         how: Figures = {"do_sample": False}
         if settings.temperature:
             how = {"do_sample": True, "temperature": settings.temperature, "top_k": 0}
         result: Tensor = self.model.generate(
-            ids, attention_mask=mask, generation_mode="image", guidance_scale=settings.guidance, **how
+            ids,
+            attention_mask=mask,
+            generation_mode="image",
+            guidance_scale=settings.guidance,
+            **how,
         )
         return result
 
@@ -136,11 +165,16 @@ class Subject:
         features, logits = head.proj_out.weight.numel(), head.vision_head.weight.numel()
         weights = size * float(layers * layer + features + logits)
         length = statistics.mean(map(len, self.ids[:count]))
-        rows_read = len({tuple(row) for row in self.ids[:count]}) + len({len(row) for row in self.ids[:count]})
+        rows_read = len({tuple(row) for row in self.ids[:count]}) + len(
+            {len(row) for row in self.ids[:count]}
+        )
         steps = []
         for step in range(self.sampler.tokens):
             attended = length + step
-            operations = rows * (2 * (layers * layer + features) + 4 * layers * heads * attended) + count * 2 * logits
+            operations = (
+                rows * (2 * (layers * layer + features) + 4 * layers * heads * attended)
+                + count * 2 * logits
+            )
             steps.append((operations, weights + rows * size * 2 * layers * kv * attended))
         return rows_read * length * 2.0 * layers * layer, steps
 
@@ -150,9 +184,17 @@ def sampler(subject: Subject, batches: list[int], repeats: int) -> Figures:
     rate, bandwidth = peak_rate(subject), peak_bandwidth(subject)
     result: Figures = {"operations_per_s": rate, "bytes_per_s": bandwidth, "batches": {}}
     for count in batches:
-        equal = (subject.ours(count, greedy).long() == subject.stock(count, greedy).cpu().long()).float().mean().item()
+        equal = (
+            (subject.ours(count, greedy).long() == subject.stock(count, greedy).cpu().long())
+            .float()
+            .mean()
+            .item()
+        )
         ours, stock = by_turns(
-            [lambda n=count: subject.ours(n, subject.settings), lambda n=count: subject.stock(n, subject.settings)],
+            [
+                lambda n=count: subject.ours(n, subject.settings),
+                lambda n=count: subject.stock(n, subject.settings),
+            ],
             repeats,
         )
         reading, steps = subject.work(count)
@@ -172,9 +214,14 @@ def sampler(subject: Subject, batches: list[int], repeats: int) -> Figures:
 
 def guidance(subject: Subject, repeats: int) -> Figures:
     """Images a second of 64 when guidance ends early, by `sampling.guidance_until`."""
-    ways = {until: replace(subject.settings, guidance_until=until) for until in (1.0, 0.75, 0.5, 0.25)}
+    ways = {
+        until: replace(subject.settings, guidance_until=until) for until in (1.0, 0.75, 0.5, 0.25)
+    }
     doings = [functools.partial(subject.ours, 64, settings) for settings in ways.values()]
-    return {str(until): round(64 / seconds, 1) for until, seconds in zip(ways, by_turns(doings, repeats), strict=True)}
+    return {
+        str(until): round(64 / seconds, 1)
+        for until, seconds in zip(ways, by_turns(doings, repeats), strict=True)
+    }
 
 
 def stages(subject: Subject, repeats: int) -> Figures:
@@ -220,7 +267,10 @@ def profile(subject: Subject) -> Figures:
         subject.ours(64, subject.settings)
     times = dict.fromkeys([*kinds, "rest"], 0.0)
     for event in recorded.key_averages():
-        kind = next((kind for kind, names in kinds.items() if any(name in event.key for name in names)), "rest")
+        kind = next(
+            (kind for kind, names in kinds.items() if any(name in event.key for name in names)),
+            "rest",
+        )
         times[kind] += event.self_cpu_time_total
     return {kind: round(spent / sum(times.values()), 3) for kind, spent in times.items()}
 
@@ -233,25 +283,36 @@ def memory(subject: Subject) -> Figures:
     def batches(count: int) -> float:
         for i in range(count):
             size = 1 + 5 * i % 32
-            pictures = adapter.decode(adapter.sample(subject.texts[:size], list(range(size)), subject.settings))
+            pictures = adapter.decode(
+                adapter.sample(subject.texts[:size], list(range(size)), subject.settings)
+            )
             adapter.judge(pictures, WEAPON_AND_GORE)
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return (
+            int(Path("/proc/self/statm").read_text().split()[1])
+            * os.sysconf("SC_PAGE_SIZE")
+            / 2**20
+        )
 
-    return {"after_20_batches_mb": round(batches(20), 1), "after_120_batches_mb": round(batches(100), 1)}
+    return {
+        "after_20_batches_mb": round(batches(20), 1),
+        "after_120_batches_mb": round(batches(100), 1),
+    }
 
 
 def rounds(limit: int) -> Figures:
-    """Judging again after a selective edit, next to drawing, judging and pairing all pictures, in one thread.
+    """Judging again after a selective edit, next to drawing, judging and pairing all pictures, in
+    one thread.
 
-    Held-out pictures are judged to decide a round; the others are judged again where another round follows.
+    Held-out pictures are judged to decide a round; the others are judged again where another round
+    follows.
 
-    What it costs depends on which rows of the codebook changed, not on how: for fine-tuning, every row that it may move
-    is moved a little.
+    What it costs depends on which rows of the codebook changed, not on how: for fine-tuning, every
+    row that it may move is moved a little.
     """
-    from isic_ray.execution.loop import Best, IsicLoop, create_run
+    from isic_ray.execution.pool import ShardActor
     from isic_ray.execution.progress import Progress
-    from isic_ray.execution.sampling import ShardActor
     from isic_ray.models.registry import read_facts
+    from isic_ray.workflows.loop import Best, IsicLoop, create_run
 
     demo = load_config("demo")
     config = replace(
@@ -269,23 +330,40 @@ def rounds(limit: int) -> Figures:
             worker = ShardActor.worker(config, self.run_dir.store.uri)
             began = time.perf_counter()
             for unit in units:
-                how = (unit["shard"],) if unit["do"] == "draw" else (unit["shard"], unit["codebook"])
+                how = (
+                    (unit["shard"],) if unit["do"] == "draw" else (unit["shard"], unit["codebook"])
+                )
                 getattr(worker, unit["do"])(*how)
             self.seconds = time.perf_counter() - began
             return []
 
         def train(self, jobs: list[Any], rows: Any, stage: str) -> list[Tensor]:
             moved = [job.edited + 1e-3 * torch.randn_like(job.edited) for job in jobs]
-            return [torch.where(job.trainable[:, None], new, job.edited) for job, new in zip(jobs, moved, strict=True)]
+            return [
+                torch.where(job.trainable[:, None], new, job.edited)
+                for job, new in zip(jobs, moved, strict=True)
+            ]
 
     with tempfile.TemporaryDirectory() as out:
-        loop = InProcess(config, create_run(config, out, prompts, facts), prompts, facts, Progress())
+        loop = InProcess(
+            config, create_run(config, out, prompts, facts), prompts, facts, Progress()
+        )
         torch.set_num_threads(1)
         loop.generate()
-        first, base = loop.seconds, Best(0, facts.codebook, loop.base_digest, loop.evidence(loop.base_digest))
+        first, base = (
+            loop.seconds,
+            Best(0, facts.codebook, loop.base_digest, loop.evidence(loop.base_digest)),
+        )
         edit = loop.edit(config.edit, facts.codebook, loop.pairs)
-        result: Figures = {"pictures": len(loop.samples), "pairs": len(loop.pairs), "drawing_s": round(first, 2)}
-        for name, table in {"edited": edit.codebook, "edited and fine-tuned": loop.finetune(edit, base, 1)}.items():
+        result: Figures = {
+            "pictures": len(loop.samples),
+            "pairs": len(loop.pairs),
+            "drawing_s": round(first, 2),
+        }
+        for name, table in {
+            "edited": edit.codebook,
+            "edited and fine-tuned": loop.finetune(edit, base, 1),
+        }.items():
             digest = loop.publish(table, 1, name)
             seconds, touched = {}, {}
             for split in (HELD_OUT, BUILD):
@@ -314,7 +392,9 @@ def medians(takes: list[Figures]) -> Figures:
 
 
 def by_turns(doings: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each, one after another in every repeat, so that a slow minute strikes all alike."""
+    """Median seconds of each, one after another in every repeat, so that a slow minute strikes
+    all alike.
+    """
     times: list[list[float]] = [[] for _ in doings]
     for turn in range(repeats + 1):
         for doing, own in zip(doings, times, strict=True):
@@ -328,16 +408,22 @@ def by_turns(doings: list[Callable[[], Any]], repeats: int) -> list[float]:
 
 
 def peak_rate(subject: Subject) -> float:
-    """Operations a second of the best matrix product here, by the same kernel that the loop uses."""
+    """Operations a second of the best matrix product here, by the same kernel that the loop
+    uses.
+    """
     side = 1024 if subject.device.type == "cpu" else 8192
     dtype = next(subject.model.parameters()).dtype
-    linear = nn.Linear(side, side, bias=False, device=subject.device, dtype=dtype).requires_grad_(False)
+    linear = nn.Linear(side, side, bias=False, device=subject.device, dtype=dtype).requires_grad_(
+        False
+    )
     product, x = fuse(linear), torch.randn(side, side, device=subject.device, dtype=dtype)
     return 2 * side**3 / min(best_of(lambda: product(x)))
 
 
 def peak_bandwidth(subject: Subject) -> float:
-    """Bytes a second read from a buffer as large as the weights: from a cache where they fit into one."""
+    """Bytes a second read from a buffer as large as the weights: from a cache where they fit
+    into one.
+    """
     count = sum(p.numel() for p in subject.model.model.language_model.layers.parameters())
     buffer = torch.ones(count, device=subject.device, dtype=next(subject.model.parameters()).dtype)
     return buffer.numel() * buffer.element_size() / min(best_of(buffer.sum))
@@ -362,7 +448,11 @@ def hardware() -> Figures:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16") if flag in known.get("flags", "").split()]
+    wide = [
+        flag
+        for flag in ("avx2", "avx512f", "avx512_bf16")
+        if flag in known.get("flags", "").split()
+    ]
     return {
         "machine": f"{os.cpu_count()}-core {platform.machine()} ({known.get('model name', 'unknown')})",
         "gpu": gpu or "none",
@@ -379,11 +469,20 @@ def print_part(name: str, part: str, figures: Figures) -> None:
     for threads, own in figures.items():
         if not threads.endswith("threads"):
             continue
-        print(f"{name}, {threads}: batch, stock images/s, ours images/s, times, share of floor, greedy tokens equal")
+        print(
+            f"{name}, {threads}: batch, stock images/s, ours images/s, times, share of floor, greedy tokens equal"
+        )
         for batch, row in own["batches"].items():
-            stock, ours, times = row["stock_images_per_s"], row["ours_images_per_s"], row["times_stock"]
+            stock, ours, times = (
+                row["stock_images_per_s"],
+                row["ours_images_per_s"],
+                row["times_stock"],
+            )
             equal = row["greedy_tokens_equal"]
-            print(f"{batch:>6} {stock:>9} {ours:>9} {times:>7} {row['share_of_floor']:>7.0%} {equal:>9.2%}", flush=True)
+            print(
+                f"{batch:>6} {stock:>9} {ours:>9} {times:>7} {row['share_of_floor']:>7.0%} {equal:>9.2%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Does Ray get in the way? Weak scaling, overhead over a plain loop, and the driver's memory; prints and writes JSON.
+"""Does Ray get in the way? Weak scaling, overhead over a plain loop, and the driver's memory;
+prints and writes JSON.
 
     python jobs/benchmark_cluster.py --out tests/results/cluster.json      # about 8 minutes on 2 cores
     ray job submit --working-dir . -- python jobs/benchmark_cluster.py --parts weak-scaling --actors 1 32 256
 
-weak-scaling: the real stage with actors that only wait, as a device would make them wait, 200 ms a batch.
-overhead: the embedded model's shards in a plain loop and through one actor, by turns.
+weak-scaling: the real stage with actors that only wait, as a device would make them wait, 200 ms a
+batch. overhead: the embedded model's shards in a plain loop and through one actor, by turns.
 memory: a million samples, planned and dispatched.
 """
 
@@ -23,14 +24,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isic_ray.config import ExecutionConfig, LoopConfig, PromptsConfig, RunConfig, load_config
-from isic_ray.execution.cluster import connected
-from isic_ray.execution.loop import create_run
+from isic_ray.config.run import ExecutionConfig, LoopConfig, PromptsConfig, RunConfig, load_config
+from isic_ray.execution.pool import ShardActor, Unit, work
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.sampling import ShardActor, Unit, work
-from isic_ray.execution.shard_worker import ShardWorker
-from isic_ray.plan import plan_shards
-from isic_ray.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt
+from isic_ray.execution.session import connected
+from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt
+from isic_ray.runs.shards import plan_shards
+from isic_ray.workflows.loop import create_run
+from isic_ray.workflows.worker import ShardWorker
 
 BATCH_S, BATCHES = 0.2, 10  # a simulated device's batch, and batches a shard
 INSTANT = "instant"  # as the run's place: a device that takes no time
@@ -63,10 +64,19 @@ class WaitingActor(ShardActor):
 
 
 def weak_scaling(actors: int, shards_each: int) -> Figures:
-    """Share of the time that actors work, from when the last has begun to when the first runs out of shards."""
+    """Share of the time that actors work, from when the last has begun to when the first runs
+    out of shards.
+    """
     execution = ExecutionConfig(min_actors=actors, max_actors=actors, cpus_per_actor=0.05)
     units = [{"do": "judge", "shard": str(n), "codebook": ""} for n in range(actors * shards_each)]
-    rows = work(RunConfig(execution=execution), "", units, lambda _: 1, Progress(io.StringIO()), WaitingActor)
+    rows = work(
+        RunConfig(execution=execution),
+        "",
+        units,
+        lambda _: 1,
+        Progress(io.StringIO()),
+        WaitingActor,
+    )
     by_actor: dict[int, list[Figures]] = {}
     for row in rows:
         by_actor.setdefault(row["actor"], []).append(row)
@@ -82,11 +92,15 @@ def weak_scaling(actors: int, shards_each: int) -> Figures:
 
 
 def overhead(shards: int, repeats: int) -> Figures:
-    """Seconds a shard in a plain loop in one process, and between commits of one actor in Ray Data; medians."""
+    """Seconds a shard in a plain loop in one process, and between commits of one actor in Ray
+    Data; medians.
+    """
     from isic_ray.models.registry import read_facts
-    from isic_ray.prompts import load_prompts
+    from isic_ray.prompts.sets import load_prompts
 
-    base = load_config("demo", ["prompts.limit=64", "execution.max_actors=1", "execution.min_actors=1"])
+    base = load_config(
+        "demo", ["prompts.limit=64", "execution.max_actors=1", "execution.min_actors=1"]
+    )
     base = replace(base, execution=replace(base.execution, shard_size=16), loop=LoopConfig(arms=[]))
     prompts, facts = load_prompts(PromptsConfig(limit=64)), read_facts(base.model)
     names = [shard.name for shard in plan_shards(prompts, 1, 16) if shard.role == BENIGN][:shards]
@@ -105,8 +119,17 @@ def overhead(shards: int, repeats: int) -> Figures:
         ends = sorted(row["ended"] for row in rows)
         ray_s.append((ends[-1] - ends[0]) / (len(ends) - 1))
     extra = statistics.median(r / p - 1 for r, p in zip(ray_s, plain, strict=True))
-    seconds = {"plain_s": round(statistics.median(plain), 3), "ray_s": round(statistics.median(ray_s), 3)}
-    return {"shards": len(names), "pictures_a_shard": 16, "repeats": repeats, **seconds, "overhead": round(extra, 4)}
+    seconds = {
+        "plain_s": round(statistics.median(plain), 3),
+        "ray_s": round(statistics.median(ray_s), 3),
+    }
+    return {
+        "shards": len(names),
+        "pictures_a_shard": 16,
+        "repeats": repeats,
+        **seconds,
+        "overhead": round(extra, 4),
+    }
 
 
 class TimedActor(ShardActor):
@@ -121,7 +144,14 @@ def memory(samples: int, samples_per_prompt: int) -> Figures:
     before = _peak()
     count = samples // samples_per_prompt
     prompts = [
-        Prompt(f"p{n}", f"prompt number {n}, about as long as a caption is", role, split, ("weapon",), ())
+        Prompt(
+            f"p{n}",
+            f"prompt number {n}, about as long as a caption is",
+            role,
+            split,
+            ("weapon",),
+            (),
+        )
         for role in (UNSAFE, BENIGN)
         for split in (BUILD, HELD_OUT)
         for n in range(count // 4)
@@ -130,7 +160,14 @@ def memory(samples: int, samples_per_prompt: int) -> Figures:
     execution = ExecutionConfig(min_actors=2, max_actors=2, cpus_per_actor=0.05)
     units = [{"do": "draw", "shard": shard.name, "codebook": ""} for shard in shards]
     started = time.perf_counter()
-    rows = work(RunConfig(execution=execution), INSTANT, units, lambda _: 128, Progress(io.StringIO()), WaitingActor)
+    rows = work(
+        RunConfig(execution=execution),
+        INSTANT,
+        units,
+        lambda _: 128,
+        Progress(io.StringIO()),
+        WaitingActor,
+    )
     return {
         "samples": sum(len(shard.cells) for shard in shards),
         "prompts": len(prompts),
@@ -146,21 +183,31 @@ def _peak() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--actors", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--shards", type=int, default=12, help="shards an actor")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--hardware", default=f"{os.cpu_count()}-core {platform.machine()}", help="named in the JSON")
+    parser.add_argument(
+        "--hardware",
+        default=f"{os.cpu_count()}-core {platform.machine()}",
+        help="named in the JSON",
+    )
     parser.add_argument("--out", type=Path, help="JSON file; parts that are not run now stay in it")
     options = parser.parse_args()
-    result: Figures = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    result: Figures = (
+        json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    )
     result["hardware"] = options.hardware
     with connected(ExecutionConfig()):
         if "memory" in options.parts:  # first: a peak never falls
             result["memory"] = [memory(1_000_000, each) for each in (4, 1)]
         if "weak-scaling" in options.parts:
-            result["weak_scaling"] = [weak_scaling(actors, options.shards) for actors in options.actors]
+            result["weak_scaling"] = [
+                weak_scaling(actors, options.shards) for actors in options.actors
+            ]
         if "overhead" in options.parts:
             result["overhead"] = overhead(8, options.repeats)
     text = json.dumps(result, indent=1)

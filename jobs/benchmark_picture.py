@@ -1,4 +1,5 @@
-"""Draws where the time goes, from the figures of `jobs/benchmark.py`, and prints the README's tables of them.
+"""Draws where the time goes, from the figures of `jobs/benchmark.py`, and prints the README's
+tables of them.
 
 python jobs/benchmark_picture.py tests/results/benchmark.json tests/results/benchmark.svg runs/demo/summary.json
 """
@@ -16,10 +17,14 @@ WIDTH, HEIGHT, LEFT = 760, 34, 150
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("figures", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("summary", type=Path, help="of a run, whose rounds say how long their stages took")
+    parser.add_argument(
+        "summary", type=Path, help="of a run, whose rounds say how long their stages took"
+    )
     options = parser.parse_args()
     figures = json.loads(options.figures.read_text())["pictogram"]
     speeds = figures["stages"]["1 threads"]
@@ -36,23 +41,34 @@ def main() -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """Sampling against stock `generate` in Markdown."""
-    lines = ["| batch | stock images/s | ours images/s | times | share of the floor |", "|---|---|---|---|---|"]
+    lines = [
+        "| batch | stock images/s | ours images/s | times | share of the floor |",
+        "|---|---|---|---|---|",
+    ]
     for batch, row in figures["sampler"]["1 threads"]["batches"].items():
         stock, ours = row["stock_images_per_s"], row["ours_images_per_s"]
-        lines.append(f"| {batch} | {stock:.0f} | {ours:.0f} | {row['times_stock']:.1f} | {row['share_of_floor']:.0%} |")
+        lines.append(
+            f"| {batch} | {stock:.0f} | {ours:.0f} | {row['times_stock']:.1f} | {row['share_of_floor']:.0%} |"
+        )
     return "\n".join(lines)
 
 
 def costs(summary: dict[str, Any]) -> str:
-    """What each stage of a run took in Markdown, next to the first round: drawing and all of round 1."""
+    """What each stage of a run took in Markdown, next to the first round: drawing and all of
+    round 1.
+    """
     drawing, *rounds = summary["rounds"]
     first = drawing["seconds"] + rounds[0]["seconds"]
     spent = {"drawing, judging and pairing": drawing["seconds"]}
     for entry in rounds:
-        spent |= {f"round {entry['round']}: {stage}": seconds for stage, seconds in entry["spent"].items()}
+        spent |= {
+            f"round {entry['round']}: {stage}": seconds for stage, seconds in entry["spent"].items()
+        }
         spent[f"round {entry['round']}, whole"] = entry["seconds"]
     lines = ["| stage | seconds | share of drawing and round 1 |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {own:.0f} | {own / first:.0%} |" for name, own in spent.items())])
+    return "\n".join(
+        [*lines, *(f"| {name} | {own:.0f} | {own / first:.0%} |" for name, own in spent.items())]
+    )
 
 
 def bar(title: str, shares: dict[str, float], top: int) -> str:
@@ -61,9 +77,15 @@ def bar(title: str, shares: dict[str, float], top: int) -> str:
     for (name, share), colour in zip(shares.items(), COLOURS, strict=False):
         label = f"{name} {share:.0%}"
         width = share * WIDTH
-        parts.append(f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{HEIGHT}" fill="{colour}"/>')
-        parts.append(f'<rect x="{legend:.0f}" y="{top + HEIGHT + 8}" width="11" height="11" fill="{colour}"/>')
-        parts.append(f'<text x="{legend + 15:.0f}" y="{top + HEIGHT + 18}" font-size="11">{escape(label)}</text>')
+        parts.append(
+            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{HEIGHT}" fill="{colour}"/>'
+        )
+        parts.append(
+            f'<rect x="{legend:.0f}" y="{top + HEIGHT + 8}" width="11" height="11" fill="{colour}"/>'
+        )
+        parts.append(
+            f'<text x="{legend + 15:.0f}" y="{top + HEIGHT + 18}" font-size="11">{escape(label)}</text>'
+        )
         left, legend = left + width, legend + 24 + 6.0 * len(label)
     return "".join(parts)
 

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/evaluate.py --run s3://bucket/my-r
 
 import sys
 
-from isic_ray.cli import main
+from isic_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["evaluate", *sys.argv[1:]]))

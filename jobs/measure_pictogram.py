@@ -1,4 +1,5 @@
-"""Measure the shipped embedded model on scenes its training never saw; prints JSON and writes it to --out.
+"""Measure the shipped embedded model on scenes its training never saw; prints JSON and writes it to
+--out.
 
 python jobs/measure_pictogram.py --count 500 --out tests/results/pictogram.json      # about 2 minutes on 2 cores
 """
@@ -11,14 +12,16 @@ import os
 import platform
 from pathlib import Path
 
-from isic_ray.config import ModelConfig
-from isic_ray.models.pictogram.auditor import PictogramAuditor
-from isic_ray.models.pictogram.measure import measure
+from isic_ray.config.run import ModelConfig
 from isic_ray.models.registry import load_model
+from isic_ray.pictogram.auditor import PictogramAuditor
+from isic_ray.workflows.measure_pictogram import measure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=500, help="pictures of each kind")
     parser.add_argument("--model", default="pictogram", help="checkpoint folder")
     parser.add_argument("--out", type=Path, help="JSON file")

@@ -1,4 +1,5 @@
-"""Draw the README's picture: held-out samples of a finished demo before (top) and after (bottom) the edit.
+"""Draw the README's picture: held-out samples of a finished demo before (top) and after (bottom)
+the edit.
 
     python jobs/readme_picture.py runs/demo tests/results/before_after.png
 
@@ -15,10 +16,10 @@ import torch
 from PIL import Image
 
 from isic_ray.codebook import SafeCodebook
-from isic_ray.config import ModelConfig
+from isic_ray.config.run import ModelConfig
 from isic_ray.models.registry import load_model
-from isic_ray.runs import Run
-from isic_ray.schema import HELD_OUT, Prompt, Sample
+from isic_ray.runs.run import Run
+from isic_ray.runs.schema import HELD_OUT, Prompt, Sample
 
 COLUMNS, SCALE, GAP = 6, 2, 4
 
@@ -27,11 +28,15 @@ def main(uri: str, to: str) -> None:
     run, model = Run.open(uri), load_model(ModelConfig())
     prompts = {prompt.prompt_id: prompt for prompt in run.read("prompts", Prompt)}
     held_out = [sample for sample in run.read("tokens", Sample) if sample.split == HELD_OUT]
-    chosen = [s for role in ("unsafe", "benign") for s in held_out if s.role == role and _pair(prompts, s)]
+    chosen = [
+        s for role in ("unsafe", "benign") for s in held_out if s.role == role and _pair(prompts, s)
+    ]
     unsafe = [s for s in chosen if s.role == "unsafe"][:COLUMNS]
     benign = [s for s in chosen if s.role == "benign"][:COLUMNS]
     tokens = torch.tensor([sample.tokens for sample in unsafe + benign])
-    table = SafeCodebook.from_bytes(run.get_blob(run.summary()["safe_codebook"])).apply_to(model.codebook)
+    table = SafeCodebook.from_bytes(run.get_blob(run.summary()["safe_codebook"])).apply_to(
+        model.codebook
+    )
     rows = [_row(model.decode(tokens)), _row(model.decode(tokens, table))]
     sheet = np.concatenate([rows[0], np.full((GAP, rows[0].shape[1], 3), 255, np.uint8), rows[1]])
     image = Image.fromarray(sheet)
@@ -40,7 +45,9 @@ def main(uri: str, to: str) -> None:
 
 
 def _pair(prompts: dict[str, Prompt], sample: Sample) -> bool:
-    return len(prompts[sample.prompt_id].objects) == 2 and len(prompts[sample.prompt_id].concepts) <= 1
+    return (
+        len(prompts[sample.prompt_id].objects) == 2 and len(prompts[sample.prompt_id].concepts) <= 1
+    )
 
 
 def _row(images: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/report.py s3://bucket/my-run
 
 import sys
 
-from isic_ray.cli import main
+from isic_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["report", *sys.argv[1:]]))

@@ -6,7 +6,7 @@
 
 import sys
 
-from isic_ray.cli import main
+from isic_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["retrain", *sys.argv[1:]]))

@@ -1,10 +1,12 @@
-"""Submit a job and wait for it, for CI: the submission id names one piece of work, however often this is called.
+"""Submit a job and wait for it, for CI: the submission id names one piece of work, however often
+this is called.
 
     RAY_ADDRESS=http://head:8265 python jobs/submit.py --id nightly -- jobs/run.py --config demo --out s3://bucket/nightly
 
-A job of that id that runs is followed, one that succeeded is not run again, one that was stopped or failed is submitted
-anew and goes on where it was. The same id with another command is refused. Exits as the job did; 130 when it was
-stopped (`ray job submit` exits 0 then). Ctrl-C leaves the job running.
+A job of that id that runs is followed, one that succeeded is not run again, one that was stopped or
+failed is submitted anew and goes on where it was. The same id with another command is refused.
+Exits as the job did; 130 when it was stopped (`ray job submit` exits 0 then). Ctrl-C leaves the job
+running.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--id", required=True, help="submission id, the key of this piece of work")
     parser.add_argument("job", nargs="+", help="jobs/NAME.py and its arguments, behind --")
     options = parser.parse_args()
@@ -37,7 +41,10 @@ def main() -> int:
             client = JobSubmissionClient()
             other = submit(client, options.id, entrypoint)
             break
-        except (ConnectionError, requests.ConnectionError) as error:  # if only the reply was lost, the id is found next
+        except (
+            ConnectionError,
+            requests.ConnectionError,
+        ) as error:  # if only the reply was lost, the id is found next
             if attempt == TRIES - 1:
                 print(f"submit: the job server does not answer: {error}", file=sys.stderr)
                 return REFUSED
@@ -49,7 +56,9 @@ def main() -> int:
 
 
 def submit(client: JobSubmissionClient, submission_id: str, entrypoint: str) -> str:
-    """Sees to it that the job runs or has succeeded; returns the entry point of another job of that id, or ""."""
+    """Sees to it that the job runs or has succeeded; returns the entry point of another job of
+    that id, or "".
+    """
     found = next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
     if found and found.entrypoint != entrypoint:
         return str(found.entrypoint)
@@ -58,7 +67,9 @@ def submit(client: JobSubmissionClient, submission_id: str, entrypoint: str) -> 
         found = None
     if not found:
         environment = {"working_dir": str(WORKING_DIR), "env_vars": ENVIRONMENT}
-        client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment)
+        client.submit_job(
+            entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment
+        )
     return ""
 
 
@@ -73,10 +84,16 @@ def follow(client: JobSubmissionClient, submission_id: str) -> int:
     while not (job := client.get_job_info(submission_id)).status.is_terminal():
         time.sleep(0.5)
     if job.status == JobStatus.STOPPED:
-        print(f"submit: {submission_id} was stopped; the same command goes on with it", file=sys.stderr)
+        print(
+            f"submit: {submission_id} was stopped; the same command goes on with it",
+            file=sys.stderr,
+        )
         return STOPPED
     if job.status == JobStatus.FAILED:
-        print(f"submit: {submission_id} failed: {(job.message or '').splitlines()[0]}", file=sys.stderr)
+        print(
+            f"submit: {submission_id} failed: {(job.message or '').splitlines()[0]}",
+            file=sys.stderr,
+        )
         return job.driver_exit_code or 1
     return 0
 

@@ -6,4 +6,6 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--figures", metavar="FILE", help="write what slow tests measured into this JSON file")
+    parser.addoption(
+        "--figures", metavar="FILE", help="write what slow tests measured into this JSON file"
+    )

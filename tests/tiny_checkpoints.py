@@ -1,4 +1,6 @@
-"""Small randomly initialised checkpoints of every family's true architecture, in the layout that is published."""
+"""Small randomly initialised checkpoints of every family's true architecture, in the layout that
+is published.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,13 @@ WORDS = _TEXT.split()
 
 def tokenizer(special: list[str], words: list[str], **named: object) -> PreTrainedTokenizerFast:
     """One token a word; ``special`` come first."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>"))
+    core = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>")
+    )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", padding_side="left", **named)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", padding_side="left", **named
+    )
 
 
 def livelier(model: nn.Module, seed: int) -> nn.Module:
@@ -95,7 +101,9 @@ def emu3(directory: Path, seed: int = 0) -> Path:
     special += list(named["extra_special_tokens"].values())  # type: ignore[attr-defined]
     words = tokenizer(special, [*WORDS, *visual], **named)
     vocabulary = words.get_vocab()
-    images = Emu3ImageProcessor(min_pixels=16 * 16, max_pixels=64 * 64, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images = Emu3ImageProcessor(
+        min_pixels=16 * 16, max_pixels=64 * 64, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
     Emu3Processor(images, words, chat_template=EMU3_TEMPLATE).save_pretrained(directory)
     config = Emu3Config(
         vq_config={
@@ -128,23 +136,41 @@ CHAMELEON_CODES, CHAMELEON_SIDE = 64, 4
 
 
 def chameleon(directory: Path, seed: int = 0, decoder: bool = True) -> Path:
-    """Pictures of 32 x 32 pixels in 4 x 4 tokens. ``tokenizer/vqgan.ckpt`` lies there as published, a pickle."""
+    """Pictures of 32 x 32 pixels in 4 x 4 tokens. ``tokenizer/vqgan.ckpt`` lies there as
+    published, a pickle.
+    """
     picture_words = [
-        f"IMGIMG{''.join(chr(ord('A') + int(digit)) for digit in str(i))}Z" for i in range(CHAMELEON_CODES)
+        f"IMGIMG{''.join(chr(ord('A') + int(digit)) for digit in str(i))}Z"
+        for i in range(CHAMELEON_CODES)
     ]
     named = {
         "pad_token": "<pad>",
         "bos_token": "<s>",
         "eos_token": "</s>",
         "sep_token": "<reserved08706>",
-        "extra_special_tokens": {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"},
+        "extra_special_tokens": {
+            "image_token": "<image>",
+            "boi_token": "<racm3:break>",
+            "eoi_token": "<eoss>",
+        },
     }
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<reserved08706>", "<image>", "<racm3:break>", "<eoss>"]
+    special = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "<reserved08706>",
+        "<image>",
+        "<racm3:break>",
+        "<eoss>",
+    ]
     words = tokenizer(special, [*picture_words, *WORDS], **named)
     words.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", words.bos_token_id)]
     )
-    images = ChameleonImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    images = ChameleonImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     ChameleonProcessor(images, words, image_seq_length=CHAMELEON_SIDE**2).save_pretrained(directory)
     vocabulary = words.get_vocab()
     config = ChameleonConfig(
@@ -177,13 +203,18 @@ def chameleon(directory: Path, seed: int = 0, decoder: bool = True) -> Path:
         published = {f"decoder.{name}": value for name, value in vqgan.state_dict().items()}
         published |= {f"{name}": value for name, value in model.model.vqmodel.state_dict().items()}
         (directory / "tokenizer").mkdir(exist_ok=True)
-        torch.save({"state_dict": published, "global_step": 7}, directory / "tokenizer" / "vqgan.ckpt")
-        write_safetensors(read_published(directory / "tokenizer" / "vqgan.ckpt"), directory / "vqgan.safetensors")
+        torch.save(
+            {"state_dict": published, "global_step": 7}, directory / "tokenizer" / "vqgan.ckpt"
+        )
+        write_safetensors(
+            read_published(directory / "tokenizer" / "vqgan.ckpt"), directory / "vqgan.safetensors"
+        )
     return directory
 
 
 class TamingDecoder(nn.Module):
-    """The VQGAN decoder as its paper and configuration describe it, written for clarity: a reference.
+    """The VQGAN decoder as its paper and configuration describe it, written for clarity: a
+    reference.
 
     Levels are numbered from the highest resolution, so the decoder walks them backwards.
     """
@@ -194,14 +225,23 @@ class TamingDecoder(nn.Module):
         top = widths[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, top, 3, padding=1)
         self.mid = nn.ModuleDict(
-            {"block_1": _residual(config, top, top), "attn_1": _attention(top), "block_2": _residual(config, top, top)}
+            {
+                "block_1": _residual(config, top, top),
+                "attn_1": _attention(top),
+                "block_2": _residual(config, top, top),
+            }
         )
         levels, before = [], top
         for level in reversed(range(len(widths))):
-            blocks = [_residual(config, before if n == 0 else widths[level], widths[level]) for n in range(2)]
+            blocks = [
+                _residual(config, before if n == 0 else widths[level], widths[level])
+                for n in range(2)
+            ]
             parts = {"block": nn.ModuleList(blocks), "attn": nn.ModuleList()}
             if level > 0:
-                parts["upsample"] = nn.ModuleDict({"conv": nn.Conv2d(widths[level], widths[level], 3, padding=1)})
+                parts["upsample"] = nn.ModuleDict(
+                    {"conv": nn.Conv2d(widths[level], widths[level], 3, padding=1)}
+                )
             levels.insert(0, nn.ModuleDict(parts))
             before = widths[level]
         self.up = nn.ModuleList(levels)
@@ -230,7 +270,9 @@ LLAMAGEN_CODES, LLAMAGEN_SIDE, LLAMAGEN_HEADS, LLAMAGEN_PREFIX = 64, 4, 4, 12
 
 
 def llamagen_published(directory: Path, seed: int = 0) -> Path:
-    """``t2i.pt`` and ``vq.pt`` as published (pickles), and a T5 directory ``t5``; pictures of 32 x 32 pixels."""
+    """``t2i.pt`` and ``vq.pt`` as published (pickles), and a T5 directory ``t5``; pictures of 32
+    x 32 pixels.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     torch.save({"model": llamagen_transformer(seed)}, directory / "t2i.pt")
     torch.save({"model": llamagen_tokenizer(seed), "steps": 3}, directory / "vq.pt")
@@ -242,7 +284,13 @@ def llamagen_published(directory: Path, seed: int = 0) -> Path:
     )
     words.save_pretrained(directory / "t5")
     config = T5Config(
-        vocab_size=len(words), d_model=48, d_kv=12, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+        vocab_size=len(words),
+        d_model=48,
+        d_kv=12,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
     )
     livelier(T5EncoderModel(config), seed).save_pretrained(directory / "t5")
     return directory
@@ -252,11 +300,15 @@ def llamagen(directory: Path, seed: int = 0) -> Path:
     """The same, converted."""
     published = llamagen_published(directory / "published", seed)
     to = directory / "converted"
-    convert_llamagen(published / "t2i.pt", published / "vq.pt", published / "t5", to, 32, LLAMAGEN_HEADS)
+    convert_llamagen(
+        published / "t2i.pt", published / "vq.pt", published / "t5", to, 32, LLAMAGEN_HEADS
+    )
     return to
 
 
-def llamagen_transformer(seed: int, width: int = 64, layers: int = 2, hidden: int = 96) -> dict[str, Tensor]:
+def llamagen_transformer(
+    seed: int, width: int = 64, layers: int = 2, hidden: int = 96
+) -> dict[str, Tensor]:
     """Random tensors by LlamaGen's published names and shapes."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -278,14 +330,19 @@ def llamagen_transformer(seed: int, width: int = 64, layers: int = 2, hidden: in
             f"layers.{layer}.feed_forward.w1.weight": linear(hidden, width),
             f"layers.{layer}.feed_forward.w3.weight": linear(hidden, width),
             f"layers.{layer}.feed_forward.w2.weight": linear(width, hidden),
-            f"layers.{layer}.attention_norm.weight": 1 + 0.1 * torch.randn(width, generator=generator),
+            f"layers.{layer}.attention_norm.weight": 1
+            + 0.1 * torch.randn(width, generator=generator),
             f"layers.{layer}.ffn_norm.weight": 1 + 0.1 * torch.randn(width, generator=generator),
         }
     return tensors
 
 
-def llamagen_tokenizer(seed: int, base: int = 32, latent: int = 32, code: int = 8) -> dict[str, Tensor]:
-    """Random tensors by the published tokenizer's names and shapes (multipliers 1, 1, 1, 2; one block a level)."""
+def llamagen_tokenizer(
+    seed: int, base: int = 32, latent: int = 32, code: int = 8
+) -> dict[str, Tensor]:
+    """Random tensors by the published tokenizer's names and shapes (multipliers 1, 1, 1, 2; one
+    block a level).
+    """
     generator, tensors = torch.Generator().manual_seed(seed + 1), {}
     widths = [base, base, base, 2 * base]
 
@@ -353,9 +410,15 @@ def llava(directory: Path, seed: int = 0, template: bool = True) -> Path:
         "{% for message in messages %}{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
     )
-    named = {"pad_token": "<pad>", "eos_token": "</s>", "extra_special_tokens": {"image_token": "<image>"}}
+    named = {
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "extra_special_tokens": {"image_token": "<image>"},
+    }
     words = tokenizer(["<pad>", "</s>", "<unk>", "<image>"], WORDS, **named)
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     LlavaProcessor(
         images,
         words,
@@ -395,7 +458,9 @@ VILAU_CODES, VILAU_SIDE, VILAU_DEPTH = 32, 4, 3
 
 
 def vila_u(directory: Path, seed: int = 0) -> Path:
-    """Pictures of 32 x 32 pixels in 4 x 4 positions of 3 tokens, in the published layout of three directories."""
+    """Pictures of 32 x 32 pixels in 4 x 4 positions of 3 tokens, in the published layout of
+    three directories.
+    """
     generator, width, code, depth_width = torch.Generator().manual_seed(seed), 64, 32, 48
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
     words = tokenizer(["<unk>", "<s>", "</s>", "<im_start>", "<im_end>"], WORDS, **named)
@@ -437,7 +502,9 @@ def vila_u(directory: Path, seed: int = 0) -> Path:
         "resolution": 32,
         "z_channels": 32,
     }
-    vq = ChameleonVQVAEConfig(latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 2], num_res_blocks=1)
+    vq = ChameleonVQVAEConfig(
+        latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 2], num_res_blocks=1
+    )
     decoder = livelier(TamingDecoder(vq), seed + 1)
     tower |= {f"rqvaesiglip.decoder.{name}": value for name, value in decoder.state_dict().items()}
 
@@ -446,7 +513,10 @@ def vila_u(directory: Path, seed: int = 0) -> Path:
 
     table = torch.randn(VILAU_CODES + 1, code, generator=generator)
     table[-1] = 0  # the padding row
-    tower |= {f"rqvaesiglip.quantizer.codebooks.{depth}.weight": table.clone() for depth in range(VILAU_DEPTH)}
+    tower |= {
+        f"rqvaesiglip.quantizer.codebooks.{depth}.weight": table.clone()
+        for depth in range(VILAU_DEPTH)
+    }
     tower |= {
         "rqvaesiglip.post_quant_conv.weight": random(32, code)[:, :, None, None],
         **_bias("rqvaesiglip.post_quant_conv", 32),
@@ -454,8 +524,14 @@ def vila_u(directory: Path, seed: int = 0) -> Path:
     shapes = {"in_mlp_1": (depth_width, code), "in_mlp_2": (depth_width, width)}
     for block in range(2):
         at = f"head_transformer.blocks.{block}"
-        shapes |= {f"{at}.attn.{name}": (depth_width, depth_width) for name in ("key", "query", "value", "proj")}
-        shapes |= {f"{at}.mlp.0": (4 * depth_width, depth_width), f"{at}.mlp.2": (depth_width, 4 * depth_width)}
+        shapes |= {
+            f"{at}.attn.{name}": (depth_width, depth_width)
+            for name in ("key", "query", "value", "proj")
+        }
+        shapes |= {
+            f"{at}.mlp.0": (4 * depth_width, depth_width),
+            f"{at}.mlp.2": (depth_width, 4 * depth_width),
+        }
         for norm in ("ln1", "ln2"):
             tower |= {
                 f"rqtransformer.{at}.{norm}.weight": torch.ones(depth_width),
@@ -465,7 +541,10 @@ def vila_u(directory: Path, seed: int = 0) -> Path:
     tower |= {"rqtransformer.classifier_mlp.layer_norm.weight": torch.ones(depth_width)}
     tower |= _bias("rqtransformer.classifier_mlp.layer_norm", depth_width)
     for name, shape in shapes.items():
-        tower |= {f"rqtransformer.{name}.weight": random(*shape), **_bias(f"rqtransformer.{name}", shape[0])}
+        tower |= {
+            f"rqtransformer.{name}.weight": random(*shape),
+            **_bias(f"rqtransformer.{name}", shape[0]),
+        }
     tower["rqtransformer.pos_emb_d"] = torch.randn(1, VILAU_DEPTH, depth_width, generator=generator)
     write_safetensors(tower, directory / "vision_tower" / "model.safetensors")
     write_json(
@@ -502,7 +581,9 @@ def vila_u(directory: Path, seed: int = 0) -> Path:
 
 
 def _bias(name: str, width: int) -> dict[str, Tensor]:
-    return {f"{name}.bias": 0.1 * torch.randn(width, generator=torch.Generator().manual_seed(width))}
+    return {
+        f"{name}.bias": 0.1 * torch.randn(width, generator=torch.Generator().manual_seed(width))
+    }
 
 
 def write_json(path: Path, content: object) -> None:

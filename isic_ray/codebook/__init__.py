@@ -1,4 +1,5 @@
-"""The method: harmful space, codebook edits, Δ in the harmless space, and the file that carries the result.
+"""The method: harmful space, codebook edits, Δ in the harmless space, and the file that carries the
+result.
 
 torch and safetensors only: no Ray, no transformers, and no I/O but `SafeCodebook.save` and `load`.
 """

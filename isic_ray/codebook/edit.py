@@ -1,7 +1,9 @@
-"""Codebook edits E → E′: one pure function per equation, and `build_edit`, which picks among them by name.
+"""Codebook edits E → E′: one pure function per equation, and `build_edit`, which picks among them
+by name.
 
-Letters: K rows, d their width, k dimensions of the harmful space V ``[d,k]``, P pairs, N tokens a picture.
-Arithmetic is float64, results have the codebook's dtype, and a row that an edit does not touch keeps its exact bits.
+Letters: K rows, d their width, k dimensions of the harmful space V ``[d,k]``, P pairs, N tokens a
+picture. Arithmetic is float64, results have the codebook's dtype, and a row that an edit does not
+touch keeps its exact bits.
 """
 
 from __future__ import annotations
@@ -13,26 +15,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isic_ray.codebook.space import (
-    Alignment,
-    PairStatistics,
-    UsageCounts,
-    harmful_space,
-    join,
-    random_space,
-    rows,
-)
-from isic_ray.config import EditConfig
+from isic_ray.codebook.space import PairStatistics, harmful_space, join, random_space, rows
+from isic_ray.codebook.usage import Alignment, UsageCounts
+from isic_ray.config.run import EditConfig
 from isic_ray.errors import UserError
 
 METHODS = ("paper", "selective", "transport", "random", "none")
-_VANISHED = 1e-6  # an edited row shorter than this share of its base row has lost its direction to rounding
+_VANISHED = (
+    1e-6  # an edited row shorter than this share of its base row has lost its direction to rounding
+)
 _FALLBACK_CHUNK = 1 << 22  # similarities held at once while searching nearest rows: 32 MB
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edited table, the harmful space that the fine-tune must avoid, and the rows whose bits changed."""
+    """An edited table, the harmful space that the fine-tune must avoid, and the rows whose bits
+    changed.
+    """
 
     codebook: Tensor  # [K,d], dtype of the base
     basis: Tensor | None  # V [d,k] float32; None when nothing was edited
@@ -45,7 +44,9 @@ def project(codebook: Tensor, basis: Tensor, strength: float) -> Tensor:
 
 
 def project_rows(codebook: Tensor, basis: Tensor, strength: float, gate: Tensor) -> Tensor:
-    """E′[j] = E[j] (I - α g_j V Vᵀ) ``[K,d]`` with the gate g ``[K]``: bool, or a number from 0 to 1."""
+    """E′[j] = E[j] (I - α g_j V Vᵀ) ``[K,d]`` with the gate g ``[K]``: bool, or a number from 0
+    to 1.
+    """
     table, space = codebook.double(), basis.to(codebook.device).double()
     weight = strength * gate.to(codebook.device).double()
     edited = table - weight.unsqueeze(1) * (table @ space) @ space.T
@@ -53,10 +54,11 @@ def project_rows(codebook: Tensor, basis: Tensor, strength: float, gate: Tensor)
 
 
 def renormalise(edited: Tensor, codebook: Tensor) -> Tensor:
-    """Edited rows ``[K,d]`` scaled to the norm of their row of ``codebook`` ``[K,d]``, for families that ignore norms.
+    """Edited rows ``[K,d]`` scaled to the norm of their row of ``codebook`` ``[K,d]``, for families
+    that ignore norms.
 
-    A row that vanished (it lay wholly in the removed space) has no direction left: it goes back to its base row rather
-    than to amplified rounding noise. Unchanged rows keep their bits.
+    A row that vanished (it lay wholly in the removed space) has no direction left: it goes back to
+    its base row rather than to amplified rounding noise. Unchanged rows keep their bits.
     """
     new, old = edited.double(), codebook.double()
     length, target = new.norm(dim=1, keepdim=True), old.norm(dim=1, keepdim=True)
@@ -66,9 +68,11 @@ def renormalise(edited: Tensor, codebook: Tensor) -> Tensor:
 
 
 def transport(codebook: Tensor, target_of: Tensor, strength: float, normalised: bool) -> Tensor:
-    """E′[j] = (1 - α) E[j] + α E[t_j] ``[K,d]``; ``target_of`` t is int64 ``[K]``, with t_j = j for untouched rows.
+    """E′[j] = (1 - α) E[j] + α E[t_j] ``[K,d]``; ``target_of`` t is int64 ``[K]``, with t_j = j for
+    untouched rows.
 
-    Normalised families mix unit rows and keep the norm of E[j], so that α means the same whatever the norms.
+    Normalised families mix unit rows and keep the norm of E[j], so that α means the same whatever
+    the norms.
     """
     if strength == 0:
         return codebook.clone()
@@ -80,7 +84,8 @@ def transport(codebook: Tensor, target_of: Tensor, strength: float, normalised: 
 
 
 def part_way(start: Tensor, end: Tensor, share: float, normalised: bool) -> Tensor:
-    """(1 - β) E_start + β E_end ``[K,d]`` with β = ``share``: a round's step, damped. Equal rows keep their bits.
+    """(1 - β) E_start + β E_end ``[K,d]`` with β = ``share``: a round's step, damped. Equal rows
+    keep their bits.
 
     Normalised families mix unit rows and keep the norms of ``start``, as `transport` does.
     """
@@ -92,10 +97,14 @@ def part_way(start: Tensor, end: Tensor, share: float, normalised: bool) -> Tens
     return renormalise(mixed, start) if normalised else mixed
 
 
-def select_rows(log_odds: Tensor, counts: Tensor, min_log_odds: float, min_count: float, max_rows: int = 0) -> Tensor:
-    """bool ``[K]``: rows with log-odds >= min_log_odds and harmful uses (``counts`` ``[K]``) >= min_count.
+def select_rows(
+    log_odds: Tensor, counts: Tensor, min_log_odds: float, min_count: float, max_rows: int = 0
+) -> Tensor:
+    """bool ``[K]``: rows with log-odds >= min_log_odds and harmful uses (``counts`` ``[K]``) >=
+    min_count.
 
-    Of more than ``max_rows`` (> 0) the ones that carry most evidence stay, count · log-odds; ties to the lower index.
+    Of more than ``max_rows`` (> 0) the ones that carry most evidence stay, count · log-odds; ties
+    to the lower index.
     """
     mask = (log_odds >= min_log_odds) & (counts >= min_count)
     if max_rows > 0 and int(mask.sum()) > max_rows:
@@ -105,19 +114,23 @@ def select_rows(log_odds: Tensor, counts: Tensor, min_log_odds: float, min_count
     return mask
 
 
-def transport_targets(alignment: Alignment, selected: Tensor, safe_counts: Tensor, seen: Tensor) -> Tensor:
+def transport_targets(
+    alignment: Alignment, selected: Tensor, safe_counts: Tensor, seen: Tensor
+) -> Tensor:
     """int64 ``[K]``: where each row goes; rows outside ``selected`` (bool ``[K]``) stay, t_j = j.
 
-    A selected row goes to the unselected safe token that it meets most often at the same position. Without such a
-    meeting it goes to the row nearest by cosine (``seen`` is ê ``[K,d]``) among the unselected rows that safe pictures
-    use (``safe_counts`` ``[K]`` > 0), else among all unselected ones. Ties go to the lowest index.
+    A selected row goes to the unselected safe token that it meets most often at the same position.
+    Without such a meeting it goes to the row nearest by cosine (``seen`` is ê ``[K,d]``) among the
+    unselected rows that safe pictures use (``safe_counts`` ``[K]`` > 0), else among all unselected
+    ones. Ties go to the lowest index.
     """
     size = len(selected)
     target_of = torch.arange(size)
     harmful, safe = alignment.codes // size, alignment.codes % size
     usable = selected[harmful] & ~selected[safe]
     harmful, safe, met = harmful[usable], safe[usable], alignment.counts[usable]
-    # Codes ascend by (h, s); two stable sorts leave each h with its commonest s first, ties by lowest s.
+    # Codes ascend by (h, s); two stable sorts leave each h with its commonest s first, ties by
+    # lowest s.
     order = torch.argsort(met, descending=True, stable=True)
     order = order[torch.argsort(harmful[order], stable=True)]
     harmful, safe = harmful[order], safe[order]
@@ -135,14 +148,18 @@ def transport_targets(alignment: Alignment, selected: Tensor, safe_counts: Tenso
 
 
 def _nearest(queries: Tensor, candidates: Tensor) -> Tensor:
-    """int64 ``[Q]``: for each query ``[Q,d]`` the candidate ``[C,d]`` of largest cosine, ties to the lowest index."""
+    """int64 ``[Q]``: for each query ``[Q,d]`` the candidate ``[C,d]`` of largest cosine, ties to
+    the lowest index.
+    """
     queries, candidates = rows(queries.double(), True), rows(candidates.double(), True)
     index = torch.arange(len(candidates))
     found = []
     for chunk in torch.split(queries, max(1, _FALLBACK_CHUNK // len(candidates))):
         cosine = chunk @ candidates.T
         best = cosine == cosine.amax(dim=1, keepdim=True)
-        found.append(torch.where(best, index, len(candidates)).amin(dim=1))  # argmax promises no order among ties
+        found.append(
+            torch.where(best, index, len(candidates)).amin(dim=1)
+        )  # argmax promises no order among ties
     return torch.cat(found)
 
 
@@ -156,15 +173,19 @@ def build_edit(
     seed: int = 0,
     concepts_of_pair: Sequence[Sequence[str]] | None = None,
 ) -> Edit:
-    """The edit that ``config`` names, of a table ``[K,d]`` on CPU, from pairs ``[P,N]`` and benign tokens ``[B,N]``.
+    """The edit that ``config`` names, of a table ``[K,d]`` on CPU, from pairs ``[P,N]`` and benign
+    tokens ``[B,N]``.
 
-    ``concepts_of_pair`` (P entries) is used with ``config.merge`` off: one space per concept, then joined; a pair with
-    several concepts counts for each. ``seed`` steers the random arm, which gets as many dimensions as `paper` would.
-    When no row passes the thresholds of selective or transport, the table comes back unchanged with ``basis`` None:
-    callers check ``changed``. Raises UserError for an unknown method, a bad setting, or no pairs.
+    ``concepts_of_pair`` (P entries) is used with ``config.merge`` off: one space per concept, then
+    joined; a pair with several concepts counts for each. ``seed`` steers the random arm, which gets
+    as many dimensions as `paper` would. When no row passes the thresholds of selective or
+    transport, the table comes back unchanged with ``basis`` None: callers check ``changed``. Raises
+    UserError for an unknown method, a bad setting, or no pairs.
     """
     if config.method not in METHODS:
-        raise UserError(f"edit.method is {config.method!r}, but must be one of {', '.join(METHODS)}.")
+        raise UserError(
+            f"edit.method is {config.method!r}, but must be one of {', '.join(METHODS)}."
+        )
     if not (config.strength >= 0 and math.isfinite(config.strength)):
         raise UserError(f"edit.strength is {config.strength}, but must be 0 or more.")
     if config.method == "none":
@@ -184,7 +205,11 @@ def build_edit(
     else:
         usage = UsageCounts.empty(len(seen)).add(pairs_harmful, pairs_safe, benign_tokens)
         selected = select_rows(
-            usage.log_odds(config.smoothing), usage.harmful, config.min_log_odds, config.min_count, config.max_rows
+            usage.log_odds(config.smoothing),
+            usage.harmful,
+            config.min_log_odds,
+            config.min_count,
+            config.max_rows,
         )
         if not selected.any():
             return _result(base_codebook, base_codebook, None)
@@ -192,10 +217,16 @@ def build_edit(
         if config.method == "transport":
             alignment = Alignment.empty(len(seen)).add(pairs_harmful, pairs_safe, only=selected)
             target_of = transport_targets(alignment, selected, usage.safe, seen)
-            return _result(transport(base_codebook, target_of, config.strength, normalised), base_codebook, basis)
+            return _result(
+                transport(base_codebook, target_of, config.strength, normalised),
+                base_codebook,
+                basis,
+            )
         gate = selected
     edited = project_rows(base_codebook, basis, config.strength, gate)
-    return _result(renormalise(edited, base_codebook) if normalised else edited, base_codebook, basis)
+    return _result(
+        renormalise(edited, base_codebook) if normalised else edited, base_codebook, basis
+    )
 
 
 def _result(edited: Tensor, base: Tensor, basis: Tensor | None) -> Edit:
@@ -213,7 +244,9 @@ class _SpaceBuilder:
     concepts_of_pair: Sequence[Sequence[str]] | None
 
     def build(self, only: Tensor | None) -> Tensor:
-        """V ``[d,k]`` of the differences, restricted to positions whose harmful token ``only`` (bool ``[K]``) marks."""
+        """V ``[d,k]`` of the differences, restricted to positions whose harmful token ``only``
+        (bool ``[K]``) marks.
+        """
         groups = self._groups()
         statistics = [
             PairStatistics.empty(self.seen.shape[1], self.config.differences).add(
@@ -223,15 +256,25 @@ class _SpaceBuilder:
         ]
         if len(groups) > 1:  # a concept without a difference has no say, unless none has
             statistics = [each for each in statistics if each.count > 0] or statistics[:1]
-        spaces = [harmful_space(each, self.config.rank, self.config.energy, self.config.centre) for each in statistics]
+        spaces = [
+            harmful_space(each, self.config.rank, self.config.energy, self.config.centre)
+            for each in statistics
+        ]
         return spaces[0] if len(spaces) == 1 else join(spaces, max_rank=self.seen.shape[1] - 1)
 
     def _groups(self) -> list[Tensor]:
-        """Indices of the pairs of each concept, in the order of the concepts' names; one group when merged."""
+        """Indices of the pairs of each concept, in the order of the concepts' names; one group
+        when merged.
+        """
         if self.config.merge or self.concepts_of_pair is None:
             return [torch.arange(len(self.harmful))]
         if len(self.concepts_of_pair) != len(self.harmful):
-            raise ValueError(f"{len(self.concepts_of_pair)} lists of concepts for {len(self.harmful)} pairs")
+            raise ValueError(
+                f"{len(self.concepts_of_pair)} lists of concepts for {len(self.harmful)} pairs"
+            )
         tagged = [tuple(concepts) or ("",) for concepts in self.concepts_of_pair]
         names = sorted({name for concepts in tagged for name in concepts})
-        return [torch.tensor([i for i, concepts in enumerate(tagged) if name in concepts]) for name in names]
+        return [
+            torch.tensor([i for i, concepts in enumerate(tagged) if name in concepts])
+            for name in names
+        ]

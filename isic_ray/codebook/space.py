@@ -1,18 +1,20 @@
-"""The harmful space: from pairs of pictures to an orthonormal basis V of the directions that carry harm.
+"""The harmful space: from pairs of pictures to an orthonormal basis V of the directions that carry
+harm.
 
-Letters: K codebook rows, d their width, B pairs in a batch, N tokens a picture, k dimensions of the space.
-Every accumulator streams in float64 and merges, so its memory does not depend on the number of pairs.
+Letters: K codebook rows, d their width, B pairs in a batch, N tokens a picture, k dimensions of the
+space. Every accumulator streams in float64 and merges, so its memory does not depend on the number
+of pairs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from isic_ray.codebook.usage import checked_tokens
 from isic_ray.errors import UserError
 
 _CHUNK_ELEMENTS = 1 << 20  # float64 numbers held at once while adding a batch: 8 MB
@@ -20,27 +22,20 @@ _NULL = 1e-12  # eigenvalues below this share of the largest are rounding noise,
 
 
 def rows(codebook: Tensor, normalised: bool) -> Tensor:
-    """ê ``[K,d]``: the rows as the decoder sees them, L2-normalised if the family normalises (zero rows stay zero)."""
+    """ê ``[K,d]``: the rows as the decoder sees them, L2-normalised if the family normalises
+    (zero rows stay zero).
+    """
     return torch.nn.functional.normalize(codebook, dim=-1) if normalised else codebook
-
-
-def checked_tokens(tokens: Tensor, size: int) -> Tensor:
-    """``tokens`` as int64 of the same shape; UserError if one lies outside a codebook of ``size`` rows."""
-    tokens = tokens.long()
-    if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= size):
-        raise UserError(
-            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but the codebook has {size} rows: "
-            "they were sampled from another model."
-        )
-    return tokens
 
 
 @dataclass
 class PairStatistics:
-    """All that the harmful space needs of the differences D ``[n,d]`` between harmful and safe pictures.
+    """All that the harmful space needs of the differences D ``[n,d]`` between harmful and safe
+    pictures.
 
     ``differences="token"``: one row of D per position, ê[h_n] - ê[s_n]; equal tokens give none.
-    ``differences="pooled"``: one row of D per pair, mean_n ê[h_n] - mean_n ê[s_n] (the paper's reading).
+    ``differences="pooled"``: one row of D per pair, mean_n ê[h_n] - mean_n ê[s_n] (the paper's
+    reading).
     """
 
     gram: Tensor  # [d,d] float64, DᵀD
@@ -50,21 +45,31 @@ class PairStatistics:
 
     @classmethod
     def empty(cls, width: int, differences: str = "token") -> PairStatistics:
-        """Statistics of no pairs for rows of ``width`` numbers. Raises UserError for an unknown kind of difference."""
+        """Statistics of no pairs for rows of ``width`` numbers. Raises UserError for an unknown
+        kind of difference.
+        """
         if differences not in ("token", "pooled"):
             raise UserError(f"edit.differences is {differences!r}, but must be token or pooled.")
         return cls(
-            torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64), 0, differences
+            torch.zeros(width, width, dtype=torch.float64),
+            torch.zeros(width, dtype=torch.float64),
+            0,
+            differences,
         )
 
-    def add(self, harmful: Tensor, safe: Tensor, rows: Tensor, only: Tensor | None = None) -> PairStatistics:
+    def add(
+        self, harmful: Tensor, safe: Tensor, rows: Tensor, only: Tensor | None = None
+    ) -> PairStatistics:
         """Add pairs ``[B,N]`` of tokens under ``rows`` ê ``[K,d]``.
 
-        ``only`` (bool ``[K]``) keeps the positions whose harmful token is marked and counts the others as equal.
-        Raises ValueError for unlike shapes, UserError for tokens outside the codebook.
+        ``only`` (bool ``[K]``) keeps the positions whose harmful token is marked and counts the
+        others as equal. Raises ValueError for unlike shapes, UserError for tokens outside the
+        codebook.
         """
         if harmful.shape != safe.shape or harmful.dim() != 2:
-            raise ValueError(f"pairs must be two [B,N] tensors, got {list(harmful.shape)} and {list(safe.shape)}")
+            raise ValueError(
+                f"pairs must be two [B,N] tensors, got {list(harmful.shape)} and {list(safe.shape)}"
+            )
         harmful, safe = checked_tokens(harmful, len(rows)), checked_tokens(safe, len(rows))
         step = max(1, _CHUNK_ELEMENTS // max(1, harmful.shape[1] * rows.shape[1]))
         for h_BN, s_BN in zip(torch.split(harmful, step), torch.split(safe, step), strict=True):
@@ -72,7 +77,11 @@ class PairStatistics:
             if self.differences == "token":
                 deltas = rows[h_BN[keep_BN]].double() - rows[s_BN[keep_BN]].double()
             else:  # the difference of two means over positions is the mean of the differences
-                deltas = (rows[h_BN].double() - rows[s_BN].double()).mul(keep_BN.unsqueeze(-1)).mean(dim=1)
+                deltas = (
+                    (rows[h_BN].double() - rows[s_BN].double())
+                    .mul(keep_BN.unsqueeze(-1))
+                    .mean(dim=1)
+                )
                 deltas = deltas[keep_BN.any(dim=1)]
             self.gram += deltas.T @ deltas
             self.total += deltas.sum(dim=0)
@@ -80,11 +89,18 @@ class PairStatistics:
         return self
 
     def merge(self, other: PairStatistics) -> PairStatistics:
-        """Statistics of both sets of pairs. Raises ValueError if they hold different kinds of differences."""
+        """Statistics of both sets of pairs. Raises ValueError if they hold different kinds of
+        differences.
+        """
         if self.differences != other.differences:
-            raise ValueError(f"cannot merge {self.differences} with {other.differences} differences")
+            raise ValueError(
+                f"cannot merge {self.differences} with {other.differences} differences"
+            )
         return PairStatistics(
-            self.gram + other.gram, self.total + other.total, self.count + other.count, self.differences
+            self.gram + other.gram,
+            self.total + other.total,
+            self.count + other.count,
+            self.differences,
         )
 
     def scatter(self, centre: bool) -> Tensor:
@@ -102,30 +118,43 @@ def spectrum(statistics: PairStatistics, centre: bool = False) -> Tensor:
 
 
 def check_rank(rank: int, width: int) -> None:
-    """UserError unless 0 <= rank <= width - 1: a projection along every dimension would leave nothing to draw with."""
+    """UserError unless 0 <= rank <= width - 1: a projection along every dimension would leave
+    nothing to draw with.
+    """
     if not 0 <= rank <= width - 1:
-        raise UserError(f"edit.rank is {rank}, but a codebook with rows of {width} numbers allows 0 to {width - 1}.")
+        raise UserError(
+            f"edit.rank is {rank}, but a codebook with rows of {width} numbers allows 0 to {width - 1}."
+        )
 
 
-def harmful_space(statistics: PairStatistics, rank: int, energy: float = 0.9, centre: bool = False) -> Tensor:
-    """V ``[d,k]`` float32, orthonormal: the top right singular vectors of D = U Σ Vᵀ (eigenvectors of DᵀD).
+def harmful_space(
+    statistics: PairStatistics, rank: int, energy: float = 0.9, centre: bool = False
+) -> Tensor:
+    """V ``[d,k]`` float32, orthonormal: the top right singular vectors of D = U Σ Vᵀ (eigenvectors
+    of DᵀD).
 
-    ``rank`` > 0 fixes k; 0 takes the smallest k whose σ² hold the share ``energy``, at most d - 1. k is smaller when
-    the differences span fewer dimensions, because the remaining directions would be arbitrary. Signs are fixed.
-    Raises UserError when the rank exceeds d - 1, the energy is outside (0, 1], or there is no difference to learn from.
+    ``rank`` > 0 fixes k; 0 takes the smallest k whose σ² hold the share ``energy``, at most d - 1.
+    k is smaller when the differences span fewer dimensions, because the remaining directions would
+    be arbitrary. Signs are fixed. Raises UserError when the rank exceeds d - 1, the energy is
+    outside (0, 1], or there is no difference to learn from.
     """
     width = len(statistics.gram)
     check_rank(rank, width)
     if not 0 < energy <= 1:
         raise UserError(f"edit.energy is {energy}, but must be above 0 and at most 1.")
     if statistics.count == 0:
-        raise UserError("There are no pairs whose harmful and safe tokens differ, so no harmful space can be found.")
+        raise UserError(
+            "There are no pairs whose harmful and safe tokens differ, so no harmful space can be found."
+        )
     values, vectors = torch.linalg.eigh(statistics.scatter(centre))
     values, vectors = values.flip(0), vectors.flip(1)  # largest first
-    # Measured against the uncentred size, so that the remainder of a cancelled mean does not pass for a direction.
+    # Measured against the uncentred size, so that the remainder of a cancelled mean does not pass
+    # for a direction.
     spanned = int((values > _NULL * statistics.gram.trace()).sum())
     if spanned == 0:
-        raise UserError("All pairs differ in the same way or not at all, so their differences span no harmful space.")
+        raise UserError(
+            "All pairs differ in the same way or not at all, so their differences span no harmful space."
+        )
     if rank == 0:
         share = values[:spanned].cumsum(0) / values[:spanned].sum()
         rank = min(int((share < energy - 1e-12).sum()) + 1, width - 1)
@@ -135,22 +164,29 @@ def harmful_space(statistics: PairStatistics, rank: int, energy: float = 0.9, ce
 
 
 def join(spaces: Sequence[Tensor], max_rank: int) -> Tensor:
-    """One orthonormal basis float32 ``[d,k]``, k <= max_rank, of the sum of several spaces ``[d,k_i]``.
+    """One orthonormal basis float32 ``[d,k]``, k <= max_rank, of the sum of several spaces
+    ``[d,k_i]``.
 
-    SVD of [V_1 … V_m]: directions that concepts share come first, and above the budget the least shared are dropped.
-    Raises UserError for no spaces or a budget outside 1 … d - 1.
+    SVD of [V_1 … V_m]: directions that concepts share come first, and above the budget the least
+    shared are dropped. Raises UserError for no spaces or a budget outside 1 … d - 1.
     """
     if not spaces:
         raise UserError("There are no concepts with pairs, so there is no harmful space to join.")
     width = spaces[0].shape[0]
     check_rank(max_rank, width)
-    u, sigma, _ = torch.linalg.svd(torch.cat([space.double() for space in spaces], dim=1), full_matrices=False)
-    spanned = int((sigma > 1e-5).sum())  # the spaces are float32: what two of them share differs by about 1e-7
+    u, sigma, _ = torch.linalg.svd(
+        torch.cat([space.double() for space in spaces], dim=1), full_matrices=False
+    )
+    spanned = int(
+        (sigma > 1e-5).sum()
+    )  # the spaces are float32: what two of them share differs by about 1e-7
     return _fixed_signs(u[:, : min(spanned, max_rank)]).float()
 
 
 def random_space(width: int, rank: int, seed: int) -> Tensor:
-    """V ``[d,k]`` float32, orthonormal and uniformly random: the control arm. UserError when rank > d - 1."""
+    """V ``[d,k]`` float32, orthonormal and uniformly random: the control arm. UserError when
+    rank > d - 1.
+    """
     check_rank(rank, width)
     generator = torch.Generator().manual_seed(seed)
     q, _ = torch.linalg.qr(torch.randn(width, rank, dtype=torch.float64, generator=generator))
@@ -158,91 +194,10 @@ def random_space(width: int, rank: int, seed: int) -> Tensor:
 
 
 def _fixed_signs(vectors: Tensor) -> Tensor:
-    """Columns ``[d,k]`` turned so that the entry of largest size is positive: singular vectors have no sign."""
+    """Columns ``[d,k]`` turned so that the entry of largest size is positive: singular vectors
+    have no sign.
+    """
     if vectors.shape[1] == 0:
         return vectors
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
-
-
-@dataclass
-class UsageCounts:
-    """How often each codebook row is used in harmful, safe and benign pictures: float64 ``[K]`` each."""
-
-    harmful: Tensor
-    safe: Tensor
-    benign: Tensor
-
-    @classmethod
-    def empty(cls, size: int) -> UsageCounts:
-        """Counts of no pictures for a codebook of ``size`` rows."""
-        return cls(*(torch.zeros(size, dtype=torch.float64) for _ in range(3)))
-
-    def add(
-        self, harmful: Tensor | None = None, safe: Tensor | None = None, benign: Tensor | None = None
-    ) -> UsageCounts:
-        """Count tokens of any shape. UserError for tokens outside the codebook."""
-        size = len(self.harmful)
-        for counts, tokens in ((self.harmful, harmful), (self.safe, safe), (self.benign, benign)):
-            if tokens is not None:
-                counts += torch.bincount(checked_tokens(tokens, size).flatten(), minlength=size)
-        return self
-
-    def merge(self, other: UsageCounts) -> UsageCounts:
-        """Counts of both sets of pictures."""
-        return UsageCounts(self.harmful + other.harmful, self.safe + other.safe, self.benign + other.benign)
-
-    def log_odds(self, smoothing: float = 1.0) -> Tensor:
-        """float64 ``[K]``: log of p_harmful / max(p_safe, p_benign), p = (count + smoothing) / (total + K·smoothing).
-
-        The larger of the two shares stands below the line, so a row that is common in either stays protected.
-        UserError unless smoothing > 0.
-        """
-        if not (smoothing > 0 and math.isfinite(smoothing)):
-            raise UserError(f"edit.smoothing is {smoothing}, but must be above 0.")
-        harmful, safe, benign = (
-            (counts + smoothing) / (counts.sum() + smoothing * len(counts))
-            for counts in (self.harmful, self.safe, self.benign)
-        )
-        return torch.log(harmful / torch.maximum(safe, benign))
-
-    def price(self, smoothing: float = 1.0, limit: float = 20.0) -> Tensor:
-        """float64 ``[K]``: (safe + benign uses) / harmful uses, smoothed, at most ``limit``.
-
-        What it costs the benign pictures to move a row, for what that can do to the harmful ones: a soft gate.
-        """
-        return ((self.safe + self.benign + smoothing) / (self.harmful + smoothing)).clamp(max=limit)
-
-
-@dataclass
-class Alignment:
-    """How often harmful token h meets safe token s != h at the same position of a pair, for h among some rows.
-
-    Sparse: sorted codes h·K + s with their counts, so memory grows with the distinct meetings and never as K².
-    """
-
-    size: int  # K
-    codes: Tensor  # [M] int64, ascending
-    counts: Tensor  # [M] float64
-
-    @classmethod
-    def empty(cls, size: int) -> Alignment:
-        """No meetings in a codebook of ``size`` rows."""
-        return cls(size, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64))
-
-    def add(self, harmful: Tensor, safe: Tensor, only: Tensor | None = None) -> Alignment:
-        """Count pairs ``[B,N]``; ``only`` (bool ``[K]``) keeps the harmful tokens of interest."""
-        harmful, safe = checked_tokens(harmful, self.size), checked_tokens(safe, self.size)
-        keep = harmful != safe if only is None else (harmful != safe) & only[harmful]
-        codes = harmful[keep] * self.size + safe[keep]
-        merged = self.merge(Alignment(self.size, codes, torch.ones(len(codes), dtype=torch.float64)))
-        self.codes, self.counts = merged.codes, merged.counts
-        return self
-
-    def merge(self, other: Alignment) -> Alignment:
-        """Meetings of both sets of pairs. Raises ValueError if the codebooks differ in size."""
-        if self.size != other.size:
-            raise ValueError(f"cannot merge alignments of {self.size} and {other.size} rows")
-        codes, index = torch.unique(torch.cat([self.codes, other.codes]), return_inverse=True)
-        counts = torch.zeros(len(codes), dtype=torch.float64)
-        return Alignment(self.size, codes, counts.index_add_(0, index, torch.cat([self.counts, other.counts])))

@@ -1,4 +1,6 @@
-"""Pictures in a folder or a bucket as a Ray Data stream: files of their own, in Parquet, or in WebDataset tars."""
+"""Pictures in a folder or a bucket as a Ray Data stream: files of their own, in Parquet, or in
+WebDataset tars.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import numpy as np
 from isic_ray.errors import UserError
 
 _KINDS = {"parquet": (".parquet",), "tar": (".tar",), "files": (".png", ".jpg", ".jpeg", ".webp")}
-_COLUMNS = ("image", "picture", "png", "jpg", "jpeg", "webp", "bytes")  # where Parquet files and tars keep them
+_COLUMNS = (
+    "image",
+    "picture",
+    "png",
+    "jpg",
+    "jpeg",
+    "webp",
+    "bytes",
+)  # where Parquet files and tars keep them
 MAX_PIXELS = 64_000_000  # a picture of a few kB may unfold to more than the memory
 _EVALUATED = 50  # one file of so many is set aside
 
@@ -28,7 +38,9 @@ class PictureFiles:
 
 
 def find_pictures(uri: str) -> PictureFiles:
-    """The files below ``uri``; the split is by a hash of their names. Raises UserError when there are too few."""
+    """The files below ``uri``; the split is by a hash of their names. Raises UserError when
+    there are too few.
+    """
     import fsspec
 
     try:
@@ -36,15 +48,24 @@ def find_pictures(uri: str) -> PictureFiles:
         paths = [filesystem.unstrip_protocol(path) for path in filesystem.find(root)]
     except Exception as error:  # every filesystem has errors of its own
         raise UserError(f"{uri} cannot be listed: {str(error).partition(chr(10))[0]}.") from error
-    by_kind = {kind: [p for p in paths if PurePosixPath(p).suffix.lower() in ends] for kind, ends in _KINDS.items()}
+    by_kind = {
+        kind: [p for p in paths if PurePosixPath(p).suffix.lower() in ends]
+        for kind, ends in _KINDS.items()
+    }
     found = {kind: members for kind, members in by_kind.items() if members}
     if len(found) != 1:
         what = " and ".join(found) or "no pictures"
-        raise UserError(f"{uri} holds {what}; give a folder of pictures, of Parquet files, or of WebDataset tars.")
+        raise UserError(
+            f"{uri} holds {what}; give a folder of pictures, of Parquet files, or of WebDataset tars."
+        )
     kind, members = next(iter(found.items()))
     if len(members) < 2:
-        raise UserError(f"{uri} holds one file; give at least two, since one is set aside to evaluate on.")
-    ordered = sorted(members, key=lambda path: hashlib.sha256(PurePosixPath(path).name.encode()).digest())
+        raise UserError(
+            f"{uri} holds one file; give at least two, since one is set aside to evaluate on."
+        )
+    ordered = sorted(
+        members, key=lambda path: hashlib.sha256(PurePosixPath(path).name.encode()).digest()
+    )
     aside = max(1, len(members) // _EVALUATED)
     return PictureFiles(kind, sorted(ordered[aside:]), sorted(ordered[:aside]))
 
@@ -78,7 +99,9 @@ def _parquet_column(path: str) -> str:
         names = pq.ParquetFile(file).schema_arrow.names
     found = next((name for name in _COLUMNS if name in names), None)
     if found is None:
-        raise UserError(f"{path} has no column of pictures, only {', '.join(names)}; call it {_COLUMNS[0]}.")
+        raise UserError(
+            f"{path} has no column of pictures, only {', '.join(names)}; call it {_COLUMNS[0]}."
+        )
     return found
 
 
@@ -96,7 +119,9 @@ class _Decode:
     def _picture(self, value: Any) -> np.ndarray | None:
         from PIL import Image, ImageOps
 
-        data: Any = value.get("bytes") if isinstance(value, dict) else value  # the Hub's image columns hold both
+        data: Any = (
+            value.get("bytes") if isinstance(value, dict) else value
+        )  # the Hub's image columns hold both
         try:
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from isic_ray.execution.deepspeed import initialise
-from isic_ray.models.pictogram.auditor import AUDITOR_WEIGHTS
-from isic_ray.models.pictogram.checkpoint import WEIGHTS, build_model, build_processor, save
-from isic_ray.models.pictogram.skills import AuditorStage, SkillStage, build_pool
-from isic_ray.models.pictogram.training import Stage, VQStage
+from isic_ray.execution.training import initialise
+from isic_ray.pictogram.auditor import AUDITOR_WEIGHTS
+from isic_ray.pictogram.checkpoint import WEIGHTS, build_model, build_processor, save
+from isic_ray.pictogram.training.skills import AuditorStage, SkillStage, build_pool
+from isic_ray.pictogram.training.stages import Stage, VQStage
 
 SAVE_EVERY_S = 120.0
 
@@ -30,7 +30,9 @@ STAGES = ("vq", "skills", "auditor")
 
 @dataclass(frozen=True)
 class Schedule:
-    """What differs from a stage's own schedule; ``start`` is a checkpoint folder whose skills are trained further."""
+    """What differs from a stage's own schedule; ``start`` is a checkpoint folder whose skills
+    are trained further.
+    """
 
     start: Path | None = None
     steps: int = 0
@@ -38,9 +40,17 @@ class Schedule:
 
 
 def train_pictogram(
-    out: Path, chosen: Sequence[str], schedule: Schedule, workers: int, threads: int, gpu: bool, install: bool
+    out: Path,
+    chosen: Sequence[str],
+    schedule: Schedule,
+    workers: int,
+    threads: int,
+    gpu: bool,
+    install: bool,
 ) -> None:
-    """Run the chosen stages that have not ended yet; when all have, write the checkpoint (or install it)."""
+    """Run the chosen stages that have not ended yet; when all have, write the checkpoint (or
+    install it).
+    """
     out.mkdir(parents=True, exist_ok=True)
     if schedule.start:
         _take_finished_stages(schedule.start, out)
@@ -84,14 +94,22 @@ def _write_checkpoint(out: Path, directory: Path) -> None:
     processor = build_processor()
     model = build_model(processor)
     trained = load_file(out / "skills.safetensors")
-    model.load_state_dict({k.removeprefix("model."): v for k, v in trained.items() if k.startswith("model.")})
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in trained.items() if k.startswith("model.")}
+    )
     save(model, processor, directory)
     auditor = {key: value.half() for key, value in load_file(out / "auditor.safetensors").items()}
     save_file(auditor, directory / AUDITOR_WEIGHTS.name)
 
 
 def run_stage(
-    build: Callable[[], Stage], out: Path, schedule: Schedule, *, workers: int, gpu: bool, threads: int
+    build: Callable[[], Stage],
+    out: Path,
+    schedule: Schedule,
+    *,
+    workers: int,
+    gpu: bool,
+    threads: int,
 ) -> None:
     """Train one stage to its end, resuming from ``out`` when it holds a checkpoint of that stage.
 
@@ -102,12 +120,19 @@ def run_stage(
 
     trainer = TorchTrainer(
         _train_stage,
-        train_loop_config={"build": build, "out": str(out), "threads": threads, "schedule": schedule},
+        train_loop_config={
+            "build": build,
+            "out": str(out),
+            "threads": threads,
+            "schedule": schedule,
+        },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
         ),
-        run_config=RunConfig(name=f"pictogram-{time.time_ns()}", storage_path=str(out.resolve() / "ray")),
+        run_config=RunConfig(
+            name=f"pictogram-{time.time_ns()}", storage_path=str(out.resolve() / "ray")
+        ),
     )
     trainer.fit()
 
@@ -143,7 +168,9 @@ def _train_stage(config: dict[str, Any]) -> None:
                 **{k: round(v, 5) for k, v in stage.report().items()},
             }
             with log.open("a") as file:
-                file.write(json.dumps({**figures, "seconds": round(time.monotonic() - started, 1)}) + "\n")
+                file.write(
+                    json.dumps({**figures, "seconds": round(time.monotonic() - started, 1)}) + "\n"
+                )
         if rank == 0 and time.monotonic() - saved > SAVE_EVERY_S:
             _save(out, stage, optimiser, step + 1)
             saved = time.monotonic()
@@ -154,7 +181,9 @@ def _train_stage(config: dict[str, Any]) -> None:
 
 
 def _copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On CPU and apart from each other: safetensors refuses tensors that share memory, as tied embeddings do."""
+    """On CPU and apart from each other: safetensors refuses tensors that share memory, as tied
+    embeddings do.
+    """
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
@@ -170,7 +199,9 @@ def _save(out: Path, stage: Stage, optimiser: torch.optim.Optimizer, step: int) 
     """Module and Adam moments in one safetensors file, replaced atomically (no pickle)."""
     tensors = {f"model/{k}": v for k, v in _copies(stage.module.state_dict()).items()}
     for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam/{i}/{k}": torch.as_tensor(v).cpu().contiguous().clone() for k, v in state.items()}
+        tensors |= {
+            f"adam/{i}/{k}": torch.as_tensor(v).cpu().contiguous().clone() for k, v in state.items()
+        }
     part = out / f"{stage.name}.checkpoint.part"
     save_file(tensors, part, metadata={"step": str(step)})
     os.replace(part, out / f"{stage.name}.checkpoint")
@@ -184,12 +215,16 @@ def _restore(out: Path, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
     tensors = load_file(path)
-    stage.module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    stage.module.load_state_dict(
+        {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    )
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("adam/"):
             _, index, name = key.split("/")
             moments.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.load_state_dict(
+        {"state": moments, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
     with safe_open(path, "pt") as file:
         return int(file.metadata()["step"])

@@ -8,17 +8,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from isic_ray.storage import Store
+from isic_ray.runs.store import Store
 
 Record = dict[str, Any]
 METRICS = "metrics.jsonl"
 
 
 class RetrainLog:
-    """Rows with a ``step``; kept by `flush`, which a checkpoint calls, so that log and checkpoint go together."""
+    """Rows with a ``step``; kept by `flush`, which a checkpoint calls, so that log and
+    checkpoint go together.
+    """
 
     def __init__(self, store: Store, step: int) -> None:
-        """Goes on behind ``step``: later rows, of a worker that was lost before it saved, are dropped."""
+        """Goes on behind ``step``: later rows, of a worker that was lost before it saved, are
+        dropped.
+        """
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         self.store, self._rows = store, [row for row in self.read(store) if row["step"] <= step]
@@ -32,7 +36,9 @@ class RetrainLog:
                 self._board.add_scalar(name, value, row["step"])
 
     def flush(self) -> None:
-        self.store.put(METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows).encode())
+        self.store.put(
+            METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows).encode()
+        )
         self._board.flush()
         for path in self._folder.iterdir():
             self.store.put(f"tensorboard/{path.name}", path.read_bytes())

@@ -1,9 +1,13 @@
-"""Step 2 with Ray Train + DeepSpeed: train Δ in the harmless space on pairs that Ray Data streams."""
+"""Step 2 with Ray Train + DeepSpeed: train Δ in the harmless space on pairs that Ray Data
+streams.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +18,23 @@ from safetensors.torch import load, save
 
 from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, loss
 from isic_ray.codebook.targets import Targets
-from isic_ray.config import FinetuneConfig, RunConfig
+from isic_ray.config.run import FinetuneConfig, RunConfig
 from isic_ray.errors import UserError
-from isic_ray.execution.training_groups import TrainingGroups, next_order
+from isic_ray.execution.training_queue import TrainingGroups, next_order
 from isic_ray.models.base import Perceiver, SeesPixels, UnifiedModel
-from isic_ray.runs import Run
+from isic_ray.runs.run import Run
 
-View = tuple[Perceiver | None, Targets]  # what a loss compares: pixels or features, and those that are wanted
+View = tuple[
+    Perceiver | None, Targets
+]  # what a loss compares: pixels or features, and those that are wanted
 
 _HARMLESS = 1e-5  # largest component that a trained delta may have in the harmful space
 
 
 @dataclass(frozen=True)
 class DeltaJob:
-    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all), the loss's name, and
-    what moving a row costs ``[K]`` (None: 1 each)."""
+    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all), the
+    loss's name, and what moving a row costs ``[K]`` (None: 1 each)."""
 
     edited: torch.Tensor
     basis: torch.Tensor | None
@@ -37,11 +43,18 @@ class DeltaJob:
     price: torch.Tensor | None = None
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {"edited": self.edited, "basis": self.basis, "trainable": self.trainable, "price": self.price}
+        tensors = {
+            "edited": self.edited,
+            "basis": self.basis,
+            "trainable": self.trainable,
+            "price": self.price,
+        }
         return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
 
     def key(self, data: np.ndarray, finetune: FinetuneConfig) -> str:
-        """Names the result: equal inputs give an equal key, so a resumed run finds a finished delta."""
+        """Names the result: equal inputs give an equal key, so a resumed run finds a finished
+        delta.
+        """
         settings = (
             finetune.steps,
             finetune.batch_size,
@@ -50,28 +63,40 @@ class DeltaJob:
             self.loss,
         )
         parts = [repr(settings).encode(), data.tobytes()]
-        parts += [name.encode() + t.numpy().tobytes() for name, t in sorted(self.to_tensors().items())]
+        parts += [
+            name.encode() + t.numpy().tobytes() for name, t in sorted(self.to_tensors().items())
+        ]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def training_groups(
     config: RunConfig, run: Run, base: torch.Tensor, kept: bool | None = None, count: int = 1
 ) -> TrainingGroups:
-    """Workers for `train_deltas`; ``base`` is the table under which targets are rendered. Use them in a with block.
+    """Workers for `train_deltas`; ``base`` is the table under which targets are rendered. Use them
+    in a with block.
 
     ``kept`` overrides ``execution.keep_workers``; several groups train as many deltas at a time.
     """
-    loop_config = {"model": config.model, "uri": run.store.uri, "base": save({"base": base.contiguous()})}
+    loop_config = {
+        "model": config.model,
+        "uri": run.store.uri,
+        "base": save({"base": base.contiguous()}),
+    }
     kept = config.execution.keep_workers if kept is None else kept
     return TrainingGroups(config.finetune, kept, _train, loop_config, count)
 
 
 def train_deltas(
-    groups: TrainingGroups, finetune: FinetuneConfig, run: Run, jobs: Sequence[DeltaJob], rows: np.ndarray
+    groups: TrainingGroups,
+    finetune: FinetuneConfig,
+    run: Run,
+    jobs: Sequence[DeltaJob],
+    rows: np.ndarray,
 ) -> list[torch.Tensor]:
-    """E″ ``[K,d]`` of each job, trained one after another by one of the groups; finished ones are read back.
+    """E″ ``[K,d]`` of each job, trained one after another by one of the groups; finished ones are
+    read back.
 
-    ``rows`` is from `isic_ray.execution.training_rows`.
+    ``rows`` is from `isic_ray.workflows.training_rows`.
     """
     import ray
     from ray.data.block import BlockAccessor
@@ -79,11 +104,17 @@ def train_deltas(
     if finetune.batch_size % finetune.workers:
         raise UserError("finetune.batch_size must be a multiple of finetune.workers")
     names = [f"deltas/{job.key(rows, finetune)}.safetensors" for job in jobs]
-    pending = [(name, job) for name, job in zip(names, jobs, strict=True) if not has_blob(run, name)]
+    pending = [
+        (name, job) for name, job in zip(names, jobs, strict=True) if not has_blob(run, name)
+    ]
     if pending:
         orders = [(name, job.loss, save(job.to_tensors())) for name, job in pending]
-        block = BlockAccessor.batch_to_arrow_block({"data": rows})  # `from_numpy` starts a process to make this block
-        groups.carry_out({"jobs": orders, "finetune": finetune, "rows": ray.data.from_blocks([block])})
+        block = BlockAccessor.batch_to_arrow_block(
+            {"data": rows}
+        )  # `from_numpy` starts a process to make this block
+        groups.carry_out(
+            {"jobs": orders, "finetune": finetune, "rows": ray.data.from_blocks([block])}
+        )
     return [load(run.get_blob(name))["table"] for name in names]
 
 
@@ -100,7 +131,8 @@ def _train(loop: dict[str, Any]) -> None:
     from isic_ray.models.registry import load_model
 
     device = ray.train.torch.get_device()
-    # Ray gives a worker one thread; while deltas are trained little else of the run works on the machine.
+    # Ray gives a worker one thread; while deltas are trained little else of the run works on the
+    # machine.
     local = ray.train.get_context().get_local_world_size() * loop["groups"]
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     model = load_model(loop["model"])
@@ -116,12 +148,17 @@ def _train(loop: dict[str, Any]) -> None:
                 if kind not in views:
                     perceiver = _perceiver(model, kind, device)
                     views[kind] = perceiver, Targets(renderer, base, perceiver)
-                # Each worker takes its part of every batch, so that the result does not hang on who is faster.
+                # Each worker takes its part of every batch, so that the result does not hang on who
+                # is faster.
                 rows, job = order["rows"], load(tensors)
-                table = _train_one(order["finetune"], job, renderer, *views[kind], rows, device, model.normalised)
+                table = _train_one(
+                    order["finetune"], job, renderer, *views[kind], rows, device, model.normalised
+                )
                 if first:
                     run.put_blob(name, save({"table": table}))
-        except UserError as error:  # the same on every worker; the group is still good for other orders
+        except (
+            UserError
+        ) as error:  # the same on every worker; the group is still good for other orders
             failure = str(error)
         if first:
             ray.get(desk.finish.remote(group, number, failure))
@@ -133,7 +170,9 @@ def _perceiver(model: UnifiedModel, loss: str, device: torch.device) -> Perceive
     if loss != "pixels" and isinstance(model, SeesPixels):
         return model.perceiver().to(device)
     if loss == "features":
-        raise UserError(f"the {model.family} family has no vision tower to train through; set finetune.loss: pixels")
+        raise UserError(
+            f"the {model.family} family has no vision tower to train through; set finetune.loss: pixels"
+        )
     return None
 
 
@@ -149,19 +188,23 @@ def _train_one(
 ) -> torch.Tensor:
     import ray.train
 
-    from isic_ray.execution.deepspeed import gathered, initialise
-
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     edited, basis = job["edited"].to(device), job.get("basis")
-    module = HarmlessDelta(edited, basis, job.get("trainable"), normalised, job.get("price")).to(device)
+    module = HarmlessDelta(edited, basis, job.get("trainable"), normalised, job.get("price")).to(
+        device
+    )
     optimiser = torch.optim.Adam(module.parameters(), lr=finetune.learning_rate)
-    engine = initialise(module, optimiser, batch_size=finetune.batch_size // world, zero_stage=finetune.zero_stage)
+    engine = initialise(
+        module, optimiser, batch_size=finetune.batch_size // world, zero_stage=finetune.zero_stage
+    )
     batches = rows.iter_torch_batches(batch_size=finetune.batch_size, drop_last=True, device=device)
     for step, batch in enumerate(batches):
         for group in engine.optimizer.param_groups:
             group["lr"] = finetune.learning_rate * (1 - step / finetune.steps)
         tokens, targets = batch["data"][rank::world].long().unbind(1)  # [B/W,N] each
-        engine.backward(loss(renderer, engine, tokens, wanted(targets), finetune.regulariser, perceiver))
+        engine.backward(
+            loss(renderer, engine, tokens, wanted(targets), finetune.regulariser, perceiver)
+        )
         engine.step()
     with gathered(module.delta):
         outside = harmful_component(module.delta, module.basis)
@@ -172,3 +215,97 @@ def _train_one(
             f"{_HARMLESS}; lower finetune.learning_rate, which is {finetune.learning_rate:g}"
         )
     return table.contiguous()
+
+
+def initialise(
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    *,
+    batch_size: int,
+    zero_stage: int,
+    accumulate: int = 1,
+) -> Any:
+    """A DeepSpeed engine over ``module`` for the current process group.
+
+    ``batch_size`` is per worker and backward pass; ``accumulate`` backward passes make one step of
+    the optimiser.
+
+    DeepSpeed's shared-memory collective is switched off: it compiles for 80-150 s at first use and
+    only speeds up reductions of large CPU tensors, where gloo does for ours.
+    """
+    warnings.filterwarnings("ignore")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimiser,
+        config={
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulate,
+            "zero_optimization": {"stage": zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 1.0,
+            "steps_per_print": 10**9,
+        },
+    )
+    return engine
+
+
+def gathered(parameter: torch.nn.Parameter) -> Any:
+    """A context in which a parameter that ZeRO-3 has scattered is whole."""
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def read_moments(engine: Any, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """Adam's moments of a parameter, whole and on CPU, whatever ZeRO has scattered. Every worker
+    must call it.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0:
+        state = engine.optimizer.state[parameter]
+        return {name: state[name].cpu().clone() for name in MOMENTS}
+    return {name: safe_get_full_optimizer_state(parameter, name).cpu().clone() for name in MOMENTS}
+
+
+def write_state(
+    engine: Any,
+    parameter: torch.nn.Parameter,
+    value: torch.Tensor,
+    moments: dict[str, torch.Tensor],
+    step: int,
+) -> None:
+    """Puts back a parameter and what `read_moments` read, under any ZeRO stage and number of
+    workers.
+
+    The engine's module must be callable without arguments, as `HarmlessDelta` is.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    if (
+        engine.zero_optimization_stage() > 0
+    ):  # its moments exist only once it has stepped; this step moves nothing
+        for _ in range(engine.gradient_accumulation_steps()):
+            engine.backward(engine().sum() * 0.0)
+            engine.step()
+    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(value)
+    if engine.zero_optimization_stage() == 0:
+        state = {
+            name: moments[name].to(parameter, copy=True) for name in MOMENTS
+        }  # Adam works in place
+        engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
+        return
+    safe_set_full_fp32_param(parameter, value.to(engine.device))  # ZeRO steps a copy of its own
+    for name in MOMENTS:
+        safe_set_full_optimizer_state(parameter, moments[name].to(engine.device), name)
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"] = torch.tensor(float(step))

@@ -1,0 +1,1 @@
+"""Generators and judges: protocols, checkpoints, families, decoding loops."""

@@ -1,51 +1,23 @@
-"""Checkpoint directories: where they are, what their files say, and reading only the tensors that are asked for."""
+"""Checkpoint directories: where they are, what their files say, and reading only the tensors
+that are asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from isic_ray.errors import UserError
-from isic_ray.models.spreading import SPREAD, spread_map
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-
-
-def resolve_checkpoint(name: str) -> Path:
-    """The directory of "pictogram", of a path, or of a URI or hub name (fetched). UserError when there is none."""
-    if name == "pictogram":
-        from isic_ray.models.pictogram.checkpoint import WEIGHTS
-
-        if not WEIGHTS.is_dir():
-            raise UserError(f"the embedded model's weights are missing from {WEIGHTS}; reinstall isic_ray")
-        return WEIGHTS
-    if "://" in name:
-        from isic_ray.models.cache import cached_checkpoint
-
-        return cached_checkpoint(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"model {name!r} is a file; give the checkpoint's directory")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        raise UserError(f"model {name!r} is neither a directory nor a hub name of the form owner/model")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        raise UserError(
-            f"model {name!r} is no directory here, and the hub did not give it: {first_line(error)}"
-        ) from error
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -66,15 +38,23 @@ def read_model_type(directory: Path) -> str:
     """``model_type`` from config.json. Raises UserError when the checkpoint does not name one."""
     model_type = read_config(directory).get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise UserError(f"{directory / 'config.json'} names no model_type, so its family is unknown")
+        raise UserError(
+            f"{directory / 'config.json'} names no model_type, so its family is unknown"
+        )
     return model_type
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The weight files that transformers loads, by name; a directory may hold others. Raises UserError."""
+    """The weight files that transformers loads, by name; a directory may hold others. Raises
+    UserError.
+    """
     index = directory / "model.safetensors.index.json"
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        names = (
+            set(json.loads(index.read_text())["weight_map"].values())
+            if index.is_file()
+            else {"model.safetensors"}
+        )
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{index} is not a valid weight index") from error
     for name in sorted(names):
@@ -84,7 +64,9 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_index(directory: Path) -> None:
-    """Does every file hold the tensors that the index says? Raises UserError naming the first that is missing."""
+    """Does every file hold the tensors that the index says? Raises UserError naming the first
+    that is missing.
+    """
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         return
@@ -105,7 +87,9 @@ def digest_files(files: list[Path]) -> str:
 
 
 def read_headers(files: list[Path]) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of every tensor by name, without reading any. Raises UserError for a torn or foreign file."""
+    """Shape and dtype of every tensor by name, without reading any. Raises UserError for a torn
+    or foreign file.
+    """
     found: dict[str, tuple[list[int], str]] = {}
     for path in files:
         try:
@@ -114,12 +98,16 @@ def read_headers(files: list[Path]) -> dict[str, tuple[list[int], str]]:
                     part = weights.get_slice(key)
                     found[key] = (list(part.get_shape()), str(part.get_dtype()))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is cut short or is no safetensors file: {first_line(error)}") from error
+            raise UserError(
+                f"{path} is cut short or is no safetensors file: {first_line(error)}"
+            ) from error
     return found
 
 
 def read_tensor(files: list[Path], suffix: str) -> Tensor | None:
-    """The first tensor whose name ends with ``suffix``, as float32; None when there is none. Raises UserError."""
+    """The first tensor whose name ends with ``suffix``, as float32; None when there is none.
+    Raises UserError.
+    """
     for path in files:
         try:
             with safe_open(path, framework="pt") as weights:
@@ -128,21 +116,29 @@ def read_tensor(files: list[Path], suffix: str) -> Tensor | None:
                         tensor: Tensor = weights.get_tensor(key)
                         return tensor.float()
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is cut short or is no safetensors file: {first_line(error)}") from error
+            raise UserError(
+                f"{path} is cut short or is no safetensors file: {first_line(error)}"
+            ) from error
     return None
 
 
 def read_table(directory: Path, files: list[Path], suffix: str) -> Tensor:
-    """The codebook float32 ``[K,d]`` at the precision of the file. Raises UserError unless there is a sound one."""
+    """The codebook float32 ``[K,d]`` at the precision of the file. Raises UserError unless there
+    is a sound one.
+    """
     headers = read_headers(files)
     names = [name for name in headers if name.endswith(suffix)]
     if not names:
         raise UserError(f"{directory} holds no {suffix}, so there is no codebook to edit")
     shape, dtype = headers[names[0]]
     if len(shape) != 2:
-        raise UserError(f"the codebook {names[0]} in {directory} has shape {shape}, but must be [rows, width]")
+        raise UserError(
+            f"the codebook {names[0]} in {directory} has shape {shape}, but must be [rows, width]"
+        )
     if dtype not in ("F32", "BF16", "F16"):
-        raise UserError(f"the codebook {names[0]} in {directory} is {dtype}; it must be F32, BF16 or F16")
+        raise UserError(
+            f"the codebook {names[0]} in {directory} is {dtype}; it must be F32, BF16 or F16"
+        )
     table = read_tensor(files, suffix)
     assert table is not None
     if not table.isfinite().all():
@@ -162,23 +158,32 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == SPREAD:
-        raise UserError("model.device: spread serves the emu3 and chameleon families; choose auto, cpu or cuda")
+        raise UserError(
+            "model.device: spread serves the emu3 and chameleon families; choose auto, cpu or cuda"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"model.device {name!r} is unknown; choose auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device is cuda but this machine has no CUDA device; choose auto or cpu")
+        raise UserError(
+            "model.device is cuda but this machine has no CUDA device; choose auto or cpu"
+        )
     return device
 
 
 def load_stock(
-    kind: Any, directory: Path, dtype: str, device: str, trust_remote_code: bool, spreads: bool = False
+    kind: Any,
+    directory: Path,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    spreads: bool = False,
 ) -> Any:
     """A transformers model of class ``kind`` from its checkpoint, every weight of which was found.
 
-    ``spreads``: the adapter can use a model whose layers lie on several devices. Raises UserError naming the first
-    weight that is missing or has another shape than config.json says.
+    ``spreads``: the adapter can use a model whose layers lie on several devices. Raises UserError
+    naming the first weight that is missing or has another shape than config.json says.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -195,26 +200,76 @@ def load_stock(
             use_safetensors=True,
             output_loading_info=True,
             **place,
-            ignore_mismatched_sizes=True,  # looked at below: transformers' own error names none of them
+            # looked at below: transformers' own error names none of them
+            ignore_mismatched_sizes=True,
         )
     except Exception as error:
-        raise UserError(f"{directory} could not be loaded as {kind.__name__}: {first_line(error)}") from error
+        raise UserError(
+            f"{directory} could not be loaded as {kind.__name__}: {first_line(error)}"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise UserError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}")
     for name, found, wanted in sorted(info["mismatched_keys"]):
-        raise UserError(f"{directory}: {name} has shape {list(found)}, but config.json asks for {list(wanted)}")
+        raise UserError(
+            f"{directory}: {name} has shape {list(found)}, but config.json asks for {list(wanted)}"
+        )
     return model if to_device is None else model.to(to_device)
 
 
 def load_processor(kind: Any, directory: Path, trust_remote_code: bool) -> Any:
-    """A transformers processor of class ``kind``. Raises UserError when the checkpoint has no usable one."""
+    """A transformers processor of class ``kind``. Raises UserError when the checkpoint has no
+    usable one.
+    """
     try:
         return kind.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise UserError(f"{directory} has no usable {kind.__name__}: {first_line(error)}") from error
+        raise UserError(
+            f"{directory} has no usable {kind.__name__}: {first_line(error)}"
+        ) from error
 
 
 def first_line(error: Any) -> str:
     """What an exception says, in one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+SPREAD = "spread"  # what model.device says
+
+
+def spread_map(
+    kind: Any, directory: Path, devices: Sequence[int | str] | None = None
+) -> dict[str, int | str]:
+    """transformers' ``device_map`` for class ``kind`` of the checkpoint in ``directory``, as
+    config.json describes it.
+
+    Layers go in order and evenly over ``devices`` (None: every GPU); all else, such as embeddings,
+    heads, tokenizer and vision tower, to the first. Raises UserError without accelerate, or with
+    fewer than two devices.
+    """
+    devices = list(range(torch.cuda.device_count())) if devices is None else devices
+    if find_spec("accelerate") is None:
+        raise UserError("model.device: spread needs accelerate; install isic-ray[spread]")
+    if len(devices) < 2:
+        raise UserError(
+            f"model.device: spread needs two GPUs or more in each actor, which sees {len(devices)}; "
+            "raise execution.gpus_per_actor, or set model.device to auto"
+        )
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_pretrained(directory))
+    layers = model.get_decoder().layers
+    place = {
+        layer: devices[index * len(devices) // len(layers)] for index, layer in enumerate(layers)
+    }
+    return {name: place.get(part, devices[0]) for name, part in _parts(model, set(layers))}
+
+
+def _parts(
+    module: nn.Module, layers: set[nn.Module], path: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """The layers, and the largest modules that hold none of them, by name."""
+    for name, child in module.named_children():
+        if child in layers or layers.isdisjoint(child.modules()):
+            yield path + name, child
+        else:
+            yield from _parts(child, layers, f"{path}{name}.")

@@ -1,4 +1,6 @@
-"""From published PyTorch checkpoints (pickles) to safetensors, once, without executing anything in them."""
+"""From published PyTorch checkpoints (pickles) to safetensors, once, without executing anything
+in them.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,19 @@ from torch import Tensor
 from isic_ray.errors import UserError
 from isic_ray.models.checkpoints import first_line
 
-_WRAPPERS = ("state_dict", "model", "module", "ema")  # Lightning, DDP, DeepSpeed; the first that is there
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "module",
+    "ema",
+)  # Lightning, DDP, DeepSpeed; the first that is there
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.pt``, ``.pth`` or ``.ckpt`` file, by name.
 
-    It is read with ``weights_only``: a file that needs more than tensors and plain containers is refused. Raises
-    UserError for such a file, a missing or damaged one, and one without tensors.
+    It is read with ``weights_only``: a file that needs more than tensors and plain containers is
+    refused. Raises UserError for such a file, a missing or damaged one, and one without tensors.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -32,7 +39,11 @@ def read_published(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)} if content else {}
+    tensors = (
+        {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        if content
+        else {}
+    )
     if not tensors:
         raise UserError(f"{path} holds no tensors by name")
     return tensors
@@ -42,32 +53,50 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a file that other processes see whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
+        partial,
+        {"format": "pt"},
+    )
     partial.replace(path)
 
 
-# Heads of the published LlamaGen sizes by width (B, L, XL, XXL, 1B, XXXL, 3B, 7B): the weights do not tell.
+# Heads of the published LlamaGen sizes by width (B, L, XL, XXL, 1B, XXXL, 3B, 7B): the weights do
+# not tell.
 _LLAMAGEN_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 
 
-def convert_llamagen(gpt: Path, vq: Path, text_encoder: Path, to: Path, image_size: int, heads: int = 0) -> None:
-    """Make the directory that the LlamaGen adapter loads, from the published files and a FLAN-T5 directory.
+def convert_llamagen(
+    gpt: Path, vq: Path, text_encoder: Path, to: Path, image_size: int, heads: int = 0
+) -> None:
+    """Make the directory that the LlamaGen adapter loads, from the published files and a FLAN-T5
+    directory.
 
-    ``heads`` 0 knows the published sizes. Raises UserError for files that are not LlamaGen's text-to-image weights.
+    ``heads`` 0 knows the published sizes. Raises UserError for files that are not LlamaGen's
+    text-to-image weights.
     """
     weights, tokenizer = read_published(gpt), read_published(vq)
     if "cls_embedding.uncond_embedding" not in weights or "tok_embeddings.weight" not in weights:
         raise UserError(f"{gpt} does not hold a LlamaGen text-to-image transformer")
     if "quantize.embedding.weight" not in tokenizer:
-        raise UserError(f"{vq} does not hold a LlamaGen tokenizer: it has no quantize.embedding.weight")
+        raise UserError(
+            f"{vq} does not hold a LlamaGen tokenizer: it has no quantize.embedding.weight"
+        )
     if not (text_encoder / "config.json").is_file():
-        raise UserError(f"{text_encoder} is not the directory of a T5 text encoder: it has no config.json")
+        raise UserError(
+            f"{text_encoder} is not the directory of a T5 text encoder: it has no config.json"
+        )
     width = weights["tok_embeddings.weight"].shape[1]
     if not heads and width not in _LLAMAGEN_HEADS:
         raise UserError(f"{gpt} has width {width}, which no published LlamaGen has; give --heads")
     write_safetensors(weights, to / "model.safetensors")
     write_safetensors(tokenizer, to / "vq.safetensors")
-    shutil.copytree(text_encoder, to / "text_encoder", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin"))
+    shutil.copytree(
+        text_encoder,
+        to / "text_encoder",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.bin"),
+    )
     config = {
         "model_type": "llamagen",
         "heads": heads or _LLAMAGEN_HEADS[width],

@@ -1,4 +1,6 @@
-"""From a `ModelConfig` to a loaded model: chooses the adapter, refuses what cannot work, and says why."""
+"""From a `ModelConfig` to a loaded model: chooses the adapter, refuses what cannot work, and
+says why.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from isic_ray.config import ModelConfig
+from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import Family, Judge, ModelFacts, UnifiedModel
-from isic_ray.models.checkpoints import digest_files, read_model_type, resolve_checkpoint, weight_files
+from isic_ray.models.checkpoints import digest_files, read_model_type, weight_files
+from isic_ray.models.fetching import resolve_checkpoint
 
 ENTRY_POINTS = "isic_ray.families"
 FAMILIES = (
     Family(
         name="janus",
-        adapter="isic_ray.models.janus:JanusModel",
+        adapter="isic_ray.models.families.janus:JanusModel",
         model_types=("janus",),
         checkpoints="deepseek-community/Janus-Pro-1B, -7B, Janus-1.3B; pictogram (embedded)",
         picture="384 x 384, 576 tokens",
@@ -26,14 +29,14 @@ FAMILIES = (
     ),
     Family(
         name="emu3",
-        adapter="isic_ray.models.emu3:Emu3Model",
+        adapter="isic_ray.models.families.emu3:Emu3Model",
         model_types=("emu3",),
         checkpoints="BAAI/Emu3-Gen-hf (draws) with judge.model BAAI/Emu3-Chat-hf",
         picture="720 x 720, 8100 tokens",
     ),
     Family(
         name="chameleon",
-        adapter="isic_ray.models.chameleon:ChameleonModel",
+        adapter="isic_ray.models.families.chameleon:ChameleonModel",
         model_types=("chameleon",),
         checkpoints="leloy/Anole-7b-v0.1-hf, facebook/chameleon-7b, -30b",
         picture="512 x 512, 1024 tokens",
@@ -41,7 +44,7 @@ FAMILIES = (
     ),
     Family(
         name="llamagen",
-        adapter="isic_ray.models.llamagen:LlamaGenModel",
+        adapter="isic_ray.models.families.llamagen:LlamaGenModel",
         model_types=("llamagen",),
         checkpoints="FoundationVision/LlamaGen: t2i_XL_stage1_256.pt or t2i_XL_stage2_512.pt, with vq_ds16_t2i.pt",
         picture="256 x 256, 256 tokens; 512 x 512, 1024 tokens",
@@ -51,7 +54,7 @@ FAMILIES = (
     ),
     Family(
         name="vila-u",
-        adapter="isic_ray.models.vila_u:VilaUModel",
+        adapter="isic_ray.models.families.vila_u:VilaUModel",
         model_types=("vila_u_llama",),
         checkpoints="mit-han-lab/vila-u-7b-256",
         picture="256 x 256, 256 positions of 4 tokens",
@@ -71,14 +74,19 @@ REFUSED = {
 
 
 def load_model(config: ModelConfig) -> UnifiedModel:
-    """The model that ``config`` names, ready to draw. Raises UserError with the reason when it cannot be used."""
+    """The model that ``config`` names, ready to draw. Raises UserError with the reason when it
+    cannot be used.
+    """
     adapter = adapter_of(find_family(config))
-    model: UnifiedModel = adapter.from_pretrained(config.name, config.dtype, config.device, config.trust_remote_code)
+    model: UnifiedModel = adapter.from_pretrained(
+        config.name, config.dtype, config.device, config.trust_remote_code
+    )
     return model
 
 
 def load_generator_and_judge(config: ModelConfig, judge: str = "") -> tuple[UnifiedModel, Judge]:
-    """Load the generator, and who judges and rewrites for it: ``judge`` (a checkpoint), or itself for "".
+    """Load the generator, and who judges and rewrites for it: ``judge`` (a checkpoint), or itself
+    for "".
 
     Raises UserError.
     """
@@ -87,12 +95,16 @@ def load_generator_and_judge(config: ModelConfig, judge: str = "") -> tuple[Unif
 
 
 def load_judge(config: ModelConfig) -> Judge:
-    """A model of a known family, or any vision-language model that transformers loads. Raises UserError."""
+    """A model of a known family, or any vision-language model that transformers loads. Raises
+    UserError.
+    """
     if _family_in(resolve_checkpoint(config.name)):
         return load_model(config)
-    from isic_ray.models.vision_language import VisionLanguageJudge
+    from isic_ray.models.families.vision_language import VisionLanguageJudge
 
-    return VisionLanguageJudge.from_pretrained(config.name, config.dtype, config.device, config.trust_remote_code)
+    return VisionLanguageJudge.from_pretrained(
+        config.name, config.dtype, config.device, config.trust_remote_code
+    )
 
 
 def digest_judge(name: str) -> str:
@@ -105,13 +117,17 @@ def digest_judge(name: str) -> str:
 
 
 def read_facts(config: ModelConfig) -> ModelFacts:
-    """Digest and codebook of the model that ``config`` names, read without loading it. Raises UserError."""
+    """Digest and codebook of the model that ``config`` names, read without loading it. Raises
+    UserError.
+    """
     facts: ModelFacts = adapter_of(find_family(config)).facts(config.name)
     return facts
 
 
 def find_family(config: ModelConfig) -> Family:
-    """The family of a model, by ``config.family`` or its checkpoint. Raises UserError when it cannot be used."""
+    """The family of a model, by ``config.family`` or its checkpoint. Raises UserError when it
+    cannot be used.
+    """
     known, name = known_families(), config.family
     if name == "auto":
         _refuse(config.name.rsplit("/", 1)[-1], config.name)  # before fetching gigabytes
@@ -120,21 +136,31 @@ def find_family(config: ModelConfig) -> Family:
     for family in known.values():
         if name in (family.name, *family.model_types):
             return family
-    raise UserError(f"model {config.name!r} is of family {name!r}; known families: {', '.join(known)}")
+    raise UserError(
+        f"model {config.name!r} is of family {name!r}; known families: {', '.join(known)}"
+    )
 
 
 def known_families() -> dict[str, Family]:
-    """Own families, then those that installed packages add. Raises UserError for an entry point that is none."""
+    """Own families, then those that installed packages add. Raises UserError for an entry point
+    that is none.
+    """
     found = {family.name: family for family in FAMILIES}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             family = entry.load()
         except Exception as error:
-            raise UserError(f"entry point {entry.name} = {entry.value} cannot be loaded: {error}") from error
+            raise UserError(
+                f"entry point {entry.name} = {entry.value} cannot be loaded: {error}"
+            ) from error
         if not isinstance(family, Family):
-            raise UserError(f"entry point {entry.name} = {entry.value} must name a isic_ray.models.base.Family")
+            raise UserError(
+                f"entry point {entry.name} = {entry.value} must name a isic_ray.models.base.Family"
+            )
         if family.name in found:
-            raise UserError(f"entry point {entry.name} = {entry.value} adds family {family.name!r} a second time")
+            raise UserError(
+                f"entry point {entry.name} = {entry.value} adds family {family.name!r} a second time"
+            )
         found[family.name] = family
     return found
 
@@ -142,13 +168,19 @@ def known_families() -> dict[str, Family]:
 def adapter_of(family: Family) -> Any:
     """The adapter class of a family."""
     module, _, name = family.adapter.partition(":")
-    return getattr(importlib.import_module(module), name)  # adapters are heavy: import the one that is used
+    return getattr(
+        importlib.import_module(module), name
+    )  # adapters are heavy: import the one that is used
 
 
 def _family_in(directory: Path) -> Family | None:
-    """The known family of a checkpoint, by its model_type; None for another model of transformers."""
+    """The known family of a checkpoint, by its model_type; None for another model of
+    transformers.
+    """
     model_type = read_model_type(directory)
-    return next((family for family in known_families().values() if model_type in family.model_types), None)
+    return next(
+        (family for family in known_families().values() if model_type in family.model_types), None
+    )
 
 
 def _refuse(family: str, name: str) -> None:

@@ -1,4 +1,6 @@
-"""Before and after pictures as data URIs. Flagged pictures are pixelated by resampling: the original never leaves."""
+"""Before and after pictures as data URIs. Flagged pictures are pixelated by resampling: the
+original never leaves.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 class GalleryItem:
     """One sample before and after the edit, same tokens.
 
-    ``before``, ``after``, ``safe`` (the picture of the rewritten prompt, optional): uint8 ``[H, W, 3]``.
-    ``before_scores``, ``after_scores``: P(yes) by question. Set a ``flagged_…`` when any judge flags that picture:
-    it is what hides it.
+    ``before``, ``after``, ``safe`` (the picture of the rewritten prompt, optional): uint8 ``[H, W,
+    3]``. ``before_scores``, ``after_scores``: P(yes) by question. Set a ``flagged_…`` when any
+    judge flags that picture: it is what hides it.
     """
 
     prompt: str
@@ -45,7 +47,9 @@ class GalleryItem:
 
 
 def pixelate(picture: Picture, blocks: int = BLOCKS) -> Picture:
-    """Average ``picture`` [H, W, 3] to ``blocks`` along its longer side, then repeat: same shape, no detail left."""
+    """Average ``picture`` [H, W, 3] to ``blocks`` along its longer side, then repeat: same
+    shape, no detail left.
+    """
     height, width = picture.shape[:2]
     scale = blocks / max(height, width)
     small = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -53,11 +57,14 @@ def pixelate(picture: Picture, blocks: int = BLOCKS) -> Picture:
     return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST))
 
 
-def cards(items: Sequence[GalleryItem], *, reveal: bool, budget: int) -> tuple[list[dict[str, Any]], int]:
+def cards(
+    items: Sequence[GalleryItem], *, reveal: bool, budget: int
+) -> tuple[list[dict[str, Any]], int]:
     """Template rows for the items, and how many items had to be left out.
 
-    Pictures shrink together until all of them fit into ``budget`` bytes of data URIs; what still does not fit is left
-    out from the end. Raises ValueError for a picture that is not uint8 [H, W, 3].
+    Pictures shrink together until all of them fit into ``budget`` bytes of data URIs; what still
+    does not fit is left out from the end. Raises ValueError for a picture that is not uint8 [H, W,
+    3].
     """
     chosen = items[:_MAX_ITEMS]
     found: list[dict[str, Any]] = []
@@ -68,7 +75,9 @@ def cards(items: Sequence[GalleryItem], *, reveal: bool, budget: int) -> tuple[l
     return found, len(items) - len(found)
 
 
-def _cards_within(items: Sequence[GalleryItem], reveal: bool, side: int, budget: int) -> list[dict[str, Any]]:
+def _cards_within(
+    items: Sequence[GalleryItem], reveal: bool, side: int, budget: int
+) -> list[dict[str, Any]]:
     """Cards of the first items, as many as fit into ``budget`` bytes."""
     found: list[dict[str, Any]] = []
     for item in items:
@@ -81,9 +90,13 @@ def _cards_within(items: Sequence[GalleryItem], reveal: bool, side: int, budget:
 
 
 def clean(text: object) -> str:
-    """Text for the page: no control characters, surrogates or direction overrides, at most 400 characters."""
+    """Text for the page: no control characters, surrogates or direction overrides, at most 400
+    characters.
+    """
     value = str(text)[: _MAX_TEXT + 1]
-    shown = "".join("�" if c in _BIDI or unicodedata.category(c) in ("Cc", "Cs") else c for c in value)
+    shown = "".join(
+        "�" if c in _BIDI or unicodedata.category(c) in ("Cc", "Cs") else c for c in value
+    )
     return shown if len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "…"
 
 
@@ -119,17 +132,24 @@ def _figure(
 
 
 def picture_uri(picture: Picture) -> str:
-    """A picture that hides nothing, as a data URI. Raises ValueError for one that is not uint8 [H, W, 3]."""
+    """A picture that hides nothing, as a data URI. Raises ValueError for one that is not uint8
+    [H, W, 3].
+    """
     return _uri(picture, False, max(picture.shape[:2]))
 
 
 def _uri(picture: Picture, hide: bool, side: int) -> str:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"a gallery picture must be uint8 [H, W, 3], got {picture.dtype} {picture.shape}")
+        raise ValueError(
+            f"a gallery picture must be uint8 [H, W, 3], got {picture.dtype} {picture.shape}"
+        )
     image = Image.fromarray(pixelate(picture) if hide else picture)
     longest = max(image.size)
     if longest > side:
-        size = (max(1, round(image.width * side / longest)), max(1, round(image.height * side / longest)))
+        size = (
+            max(1, round(image.width * side / longest)),
+            max(1, round(image.height * side / longest)),
+        )
         image = image.resize(size, Image.Resampling.NEAREST if hide else Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

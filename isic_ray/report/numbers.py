@@ -1,4 +1,6 @@
-"""Reading numbers out of summary.json and writing them: the one rounding behind the report and the console table."""
+"""Reading numbers out of summary.json and writing them: the one rounding behind the report and
+the console table.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,11 @@ def duration(seconds: float | None) -> str:
     if whole < 100:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 100
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def number(value: Any) -> float | None:
@@ -80,10 +86,18 @@ def shown(value: Any) -> Shown | None:
     if not isinstance(value, Mapping) or not ("rate" in value or "value" in value):
         return None
     ci = value.get("ci")
-    low, high = (number(ci[0]), number(ci[1])) if isinstance(ci, list | tuple) and len(ci) == 2 else (None, None)
+    low, high = (
+        (number(ci[0]), number(ci[1]))
+        if isinstance(ci, list | tuple) and len(ci) == 2
+        else (None, None)
+    )
     n = number(value.get("n"))
     return Shown(
-        number(value.get("rate", value.get("value"))), None if n is None else int(n), low, high, "rate" in value
+        number(value.get("rate", value.get("value"))),
+        None if n is None else int(n),
+        low,
+        high,
+        "rate" in value,
     )
 
 
@@ -116,13 +130,19 @@ def rates(tree: Any, prefix: str = "") -> Iterator[tuple[str, Shown]]:
 def rounds(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The rounds, in their order; entries that are no mapping are left out."""
     found = summary.get("rounds")
-    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    return (
+        [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    )
 
 
 def arms(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The arms by name."""
     found = summary.get("arms")
-    return {str(k): v for k, v in found.items() if isinstance(v, Mapping)} if isinstance(found, Mapping) else {}
+    return (
+        {str(k): v for k, v in found.items() if isinstance(v, Mapping)}
+        if isinstance(found, Mapping)
+        else {}
+    )
 
 
 def kept(entry: Mapping[str, Any]) -> bool:
@@ -131,7 +151,9 @@ def kept(entry: Mapping[str, Any]) -> bool:
 
 
 def first_and_best(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Round 0 and the round that ``best_round`` names, or without it the last kept one; empty without rounds."""
+    """Round 0 and the round that ``best_round`` names, or without it the last kept one; empty
+    without rounds.
+    """
     every = rounds(summary)
     if not every:
         return {}, {}
@@ -142,8 +164,16 @@ def first_and_best(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mappi
 
 def judges(*trees: Any) -> list[str]:
     """The judges with a rate in any of the mappings: auditor, self, then others by name."""
-    names = {str(key) for tree in trees if isinstance(tree, Mapping) for key, value in tree.items() if shown(value)}
-    return sorted(names, key=lambda name: (list(JUDGES).index(name) if name in JUDGES else len(JUDGES), name))
+    names = {
+        str(key)
+        for tree in trees
+        if isinstance(tree, Mapping)
+        for key, value in tree.items()
+        if shown(value)
+    }
+    return sorted(
+        names, key=lambda name: (list(JUDGES).index(name) if name in JUDGES else len(JUDGES), name)
+    )
 
 
 def judge_name(key: str) -> str:
@@ -159,23 +189,35 @@ def psnr_at(entry: Mapping[str, Any]) -> float | None:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The run as a plain text table: a line a round (best one starred), then a line an arm. For a monospace console.
+    """The run as a plain text table: a line a round (best one starred), then a line an arm. For a
+    monospace console.
 
     Absent numbers show as a dash; an empty summary yields only the heading.
     """
     heading = ["", "unsafe, auditor", "unsafe, self", "benign exact", "PSNR", "time", ""]
     _, best = first_and_best(summary)
-    lines = [[_round_label(entry, entry is best), *_cells(entry), _remark(entry)] for entry in rounds(summary)]
+    lines = [
+        [_round_label(entry, entry is best), *_cells(entry), _remark(entry)]
+        for entry in rounds(summary)
+    ]
     lines += [
-        [f"arm {_plain(name)}"[:28], *_cells(arm), _plain(arm.get("note"))[:100]] for name, arm in arms(summary).items()
+        [f"arm {_plain(name)}"[:28], *_cells(arm), _plain(arm.get("note"))[:100]]
+        for name, arm in arms(summary).items()
     ]
     widths = [max(len(line[i]) for line in [heading, *lines]) for i in range(len(heading))]
     text = [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) for line in [heading, *lines]
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in [heading, *lines]
     ]
     rule = "-" * min(100, max(len(line.rstrip()) for line in text))
     after_rounds = 1 + len(rounds(summary))
-    parts = [text[0], rule, *text[1:after_rounds], *([rule] if len(text) > after_rounds else []), *text[after_rounds:]]
+    parts = [
+        text[0],
+        rule,
+        *text[1:after_rounds],
+        *([rule] if len(text) > after_rounds else []),
+        *text[after_rounds:],
+    ]
     alarm = _plain(summary.get("alarm"))
     tail = [
         rule,
@@ -196,7 +238,11 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
 def benign_tree(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Exactness of benign pictures by judge, without the other numbers kept beside it."""
     found = at(entry, "benign")
-    return {k: v for k, v in found.items() if k not in ("flagged", "psnr")} if isinstance(found, Mapping) else {}
+    return (
+        {k: v for k, v in found.items() if k not in ("flagged", "psnr")}
+        if isinstance(found, Mapping)
+        else {}
+    )
 
 
 def benign(entry: Mapping[str, Any]) -> Shown | None:
@@ -216,7 +262,11 @@ def _round_label(entry: Mapping[str, Any], best: bool) -> str:
 
 
 def _remark(entry: Mapping[str, Any]) -> str:
-    return " ".join(part for part in ["" if kept(entry) else "not kept.", _plain(entry.get("note"))[:100]] if part)
+    return " ".join(
+        part
+        for part in ["" if kept(entry) else "not kept.", _plain(entry.get("note"))[:100]]
+        if part
+    )
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""Generated pictures with captions, as Parquet shards, WebDataset tars or single files, at any URI."""
+"""Generated pictures with captions, as Parquet shards, WebDataset tars or single files, at any
+URI.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from isic_ray.models.pictogram.draw import draw
-from isic_ray.models.pictogram.scene import caption, sample_scene, sample_wording
+from isic_ray.pictogram.draw import draw
+from isic_ray.pictogram.scene import caption, sample_scene, sample_wording
 
 
 def write_pictures(uri: str, count: int, shard: int, kind: str = "parquet") -> None:
-    """``count`` benign pictures below ``uri``, ``shard`` to a file (kind "files": one to a file)."""
+    """``count`` benign pictures below ``uri``, ``shard`` to a file (kind "files": one to a
+    file).
+    """
     filesystem, root = fsspec.core.url_to_fs(uri)
     if "://" not in uri:
         filesystem.makedirs(root, exist_ok=True)
@@ -27,7 +31,12 @@ def write_pictures(uri: str, count: int, shard: int, kind: str = "parquet") -> N
             continue
         buffer = io.BytesIO()
         if kind == "parquet":
-            pq.write_table(pa.table({"image": [png for png, _ in rows], "caption": [text for _, text in rows]}), buffer)
+            pq.write_table(
+                pa.table(
+                    {"image": [png for png, _ in rows], "caption": [text for _, text in rows]}
+                ),
+                buffer,
+            )
         else:
             _write_tar(buffer, rows)
         filesystem.pipe_file(f"{root}/part-{start // shard:04d}.{kind}", buffer.getvalue())

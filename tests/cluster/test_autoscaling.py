@@ -1,6 +1,8 @@
-"""The real autoscaler over fake nodes with a custom accelerator: `pytest -m slow tests/cluster/test_autoscaling.py`.
+"""The real autoscaler over fake nodes with a custom accelerator: `pytest -m slow
+tests/cluster/test_autoscaling.py`.
 
-A run starts without workers, grows to four, survives a machine that is killed in the middle, and leaves none.
+A run starts without workers, grows to four, survives a machine that is killed in the middle, and
+leaves none.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import pytest
 from ray.util import get_node_ip_address
 
-from isic_ray.runs import Run
+from isic_ray.runs.run import Run
 from tests.cluster.servers import TOKEN, free_port, ray_head
 
 pytestmark = pytest.mark.slow
@@ -64,8 +66,18 @@ AUTOSCALING: dict[str, Any] = {
     "file_mounts": {},
     **{name: [] for name in COMMANDS},  # the autoscaler insists on them
 }
-SMALL = ["prompts.limit=300", "loop.max_rounds=0", "loop.arms=[]", "execution.shard_size=4", "execution.batch_size=4"]
-ELASTIC = [f"execution.accelerator={ACCELERATOR}", "execution.cpus_per_actor=0", "execution.threads_per_actor=1"]
+SMALL = [
+    "prompts.limit=300",
+    "loop.max_rounds=0",
+    "loop.arms=[]",
+    "execution.shard_size=4",
+    "execution.batch_size=4",
+]
+ELASTIC = [
+    f"execution.accelerator={ACCELERATOR}",
+    "execution.cpus_per_actor=0",
+    "execution.threads_per_actor=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +96,9 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 class Watch(threading.Thread):
-    """Counts the worker nodes that are alive, once a second; `largest` is the most there have been."""
+    """Counts the worker nodes that are alive, once a second; `largest` is the most there have
+    been.
+    """
 
     def __init__(self, address: str) -> None:
         super().__init__(daemon=True)
@@ -99,7 +113,9 @@ class Watch(threading.Thread):
                 self.count()
 
     def count(self) -> None:
-        request = urllib.request.Request(f"{self.address}/api/v0/nodes", headers={"Authorization": f"Bearer {TOKEN}"})
+        request = urllib.request.Request(
+            f"{self.address}/api/v0/nodes", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             nodes: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
         self.alive = sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
@@ -109,15 +125,32 @@ class Watch(threading.Thread):
 
 
 def run(out: Path, environment: dict[str, str], *settings: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "isic_ray.cli", "run", "--config", "demo", "--out", str(out), "--set", *SMALL]
-    return subprocess.Popen([*command, *settings], env=environment, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "isic_ray.cli.main",
+        "run",
+        "--config",
+        "demo",
+        "--out",
+        str(out),
+        "--set",
+        *SMALL,
+    ]
+    return subprocess.Popen(
+        [*command, *settings], env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 def digests(out: Path) -> dict[str, str]:
     """What was drawn, judged and paired, by shard."""
     found = Run.open(str(out))
     stages = ["tokens", "pairs", *(path.name for path in (out / "commits").glob("verdicts-*"))]
-    return {f"{stage}/{name}": commit.sha256 for stage in stages for name, commit in found.committed(stage).items()}
+    return {
+        f"{stage}/{name}": commit.sha256
+        for stage in stages
+        for name, commit in found.committed(stage).items()
+    }
 
 
 def kill_a_node(folder: str) -> None:
@@ -133,10 +166,16 @@ def kill_a_node(folder: str) -> None:
     raise AssertionError("there is no worker node to kill")
 
 
-def test_a_run_grows_from_none_to_four_survives_a_loss_and_leaves_none(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_grows_from_none_to_four_survives_a_loss_and_leaves_none(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     alone = run(
-        tmp_path / "alone", clean, "execution.address=local", "execution.max_actors=1", "execution.min_actors=1"
+        tmp_path / "alone",
+        clean,
+        "execution.address=local",
+        "execution.max_actors=1",
+        "execution.min_actors=1",
     )
     assert alone.wait(timeout=900) == 0, alone.stderr.read() if alone.stderr else ""
 

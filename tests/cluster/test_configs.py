@@ -15,7 +15,9 @@ import yaml
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 RAY_UP, KUBERAY = ["aws", "gcp"], ["raycluster", "rayjob"]
-RAY_VERSION = re.search(r"^ray==(\S+)$", (CLUSTER.parent / "constraints.txt").read_text(), re.MULTILINE)
+RAY_VERSION = re.search(
+    r"^ray==(\S+)$", (CLUSTER.parent / "constraints.txt").read_text(), re.MULTILINE
+)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -34,7 +36,12 @@ def test_ray_itself_accepts_it(name: str) -> None:
 
     prepared = prepare_config(copy.deepcopy(load(name)))
     validate_config(prepared)
-    assert prepared["setup_commands"] == prepared["head_setup_commands"] == prepared["worker_setup_commands"] == []
+    assert (
+        prepared["setup_commands"]
+        == prepared["head_setup_commands"]
+        == prepared["worker_setup_commands"]
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", RAY_UP)
@@ -49,9 +56,15 @@ def test_ray_itself_refuses_a_broken_one(name: str) -> None:
 @pytest.mark.parametrize("name", RAY_UP)
 def test_gpus_cost_nothing_while_idle(name: str) -> None:
     config = load(name)
-    workers = {key: kind for key, kind in config["available_node_types"].items() if key != config["head_node_type"]}
+    workers = {
+        key: kind
+        for key, kind in config["available_node_types"].items()
+        if key != config["head_node_type"]
+    }
     assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0}
-    assert all(kind["min_workers"] == 0 and kind["resources"]["GPU"] >= 1 for kind in workers.values())
+    assert all(
+        kind["min_workers"] == 0 and kind["resources"]["GPU"] >= 1 for kind in workers.values()
+    )
     assert 0 < config["idle_timeout_minutes"] <= 15
     spot = max(workers.values(), key=lambda kind: kind["priority"])
     assert "spot" in str(spot["node_config"]).lower()
@@ -92,7 +105,9 @@ def test_one_ray_version_everywhere() -> None:
     assert f"FROM rayproject/ray:{RAY_VERSION[1]}-" in (CLUSTER / "Containerfile").read_text()
 
 
-@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="set KUBERAY_CRDS to ray-operator/config/crd/bases")
+@pytest.mark.skipif(
+    "KUBERAY_CRDS" not in os.environ, reason="set KUBERAY_CRDS to ray-operator/config/crd/bases"
+)
 @pytest.mark.parametrize("name", KUBERAY)
 def test_the_operators_schema_accepts_it(name: str) -> None:
     """KUBERAY_CRDS: that folder of a checkout of github.com/ray-project/kuberay, v1.5 or newer."""
@@ -104,9 +119,13 @@ def test_the_operators_schema_accepts_it(name: str) -> None:
 
 
 def crd_validator(kind: str) -> jsonschema.Draft202012Validator:
-    """The CRD's schema, closed: Kubernetes drops unknown fields in silence, here they are errors."""
+    """The CRD's schema, closed: Kubernetes drops unknown fields in silence, here they are
+    errors.
+    """
     crd = yaml.safe_load((Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{kind}.yaml").read_text())
-    schema = next(v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1")
+    schema = next(
+        v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1"
+    )
     schema["properties"]["metadata"] = {"type": "object"}
     return jsonschema.Draft202012Validator(close(schema))
 

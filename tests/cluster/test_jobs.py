@@ -1,4 +1,6 @@
-"""Every job, submitted to a real job server, with all its data on a real S3 server: `pytest -m slow tests/cluster`."""
+"""Every job, submitted to a real job server, with all its data on a real S3 server: `pytest -m
+slow tests/cluster`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from isic_ray.runs import Run
-from isic_ray.storage import Store
+from isic_ray.runs.run import Run
+from isic_ray.runs.store import Store
 from tests.cluster.servers import RAY, has_s3_server, ray_head, s3_server
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["prompts.limit=24", "loop.max_rounds=1", "loop.arms=[]", "finetune.steps=2", "execution.shard_size=8"]
+SMALL = [
+    "prompts.limit=24",
+    "loop.max_rounds=1",
+    "loop.arms=[]",
+    "finetune.steps=2",
+    "execution.shard_size=8",
+]
 SWEEP = """
 config: demo
 set: [prompts.limit=24, finetune.steps=2, execution.shard_size=12, execution.cpus_per_actor=0, loop.max_rounds=1]
@@ -27,7 +35,10 @@ trials: 2
 space: {edit.strength: [1.0, 0.5]}
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_s3_server(), reason="needs Ceph's S3 server")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_s3_server(), reason="needs Ceph's S3 server"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +60,9 @@ def cluster() -> Iterator[dict[str, str]]:
 
 def submit(cluster: dict[str, str], name: str, *job: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--id", name, "--", *job]
-    return subprocess.Popen(command, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(job: subprocess.Popen[str]) -> str:
@@ -59,7 +72,9 @@ def finish(job: subprocess.Popen[str]) -> str:
 
 
 def stop(cluster: dict[str, str], name: str, job: subprocess.Popen[str]) -> None:
-    subprocess.run([RAY, "job", "stop", name], env=cluster, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [RAY, "job", "stop", name], env=cluster, check=True, capture_output=True, timeout=120
+    )
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 130, output
     assert "the same command goes on with it" in output
@@ -75,7 +90,10 @@ def wait_for(store: Store, folder: str, count: int, job: subprocess.Popen[str]) 
 
 
 def test_a_run_is_stopped_submitted_again_and_finished(cluster: dict[str, str]) -> None:
-    uri, job = "s3://jobs/run", ("jobs/run.py", "--config", "demo", "--out", "s3://jobs/run", "--set", *SMALL)
+    uri, job = (
+        "s3://jobs/run",
+        ("jobs/run.py", "--config", "demo", "--out", "s3://jobs/run", "--set", *SMALL),
+    )
     first = submit(cluster, "run", *job)
     kept = wait_for(Store.open(uri), "commits/tokens", 3, first)
     stop(cluster, "run", first)
@@ -100,7 +118,17 @@ def test_a_report_is_written_again(cluster: dict[str, str]) -> None:
 
 
 def test_a_bad_setting_fails_with_the_programs_exit_code(cluster: dict[str, str]) -> None:
-    job = submit(cluster, "bad", "jobs/run.py", "--config", "demo", "--set", "edit.rang=2", "--out", "s3://jobs/bad")
+    job = submit(
+        cluster,
+        "bad",
+        "jobs/run.py",
+        "--config",
+        "demo",
+        "--set",
+        "edit.rang=2",
+        "--out",
+        "s3://jobs/bad",
+    )
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 2, output
     assert "did you mean edit.rank" in output
@@ -130,7 +158,14 @@ def test_a_codebook_is_retrained_from_the_bucket(cluster: dict[str, str], tmp_pa
     from tests.cluster.pictures import write_pictures
 
     write_pictures("s3://jobs/pictures", count=400, shard=100)
-    settings = ("steps=8", "batch_size=32", "micro_batch=16", "save_every=2", "evaluate=32", "shuffle=64")
+    settings = (
+        "steps=8",
+        "batch_size=32",
+        "micro_batch=16",
+        "save_every=2",
+        "evaluate=32",
+        "shuffle=64",
+    )
     job = ("jobs/retrain_codebook.py", "--run", "s3://jobs/run", "--pictures", "s3://jobs/pictures")
     job = (*job, "--out", "s3://jobs/codebook", "--set", *settings)
     first = submit(cluster, "codebook", *job)
@@ -140,7 +175,7 @@ def test_a_codebook_is_retrained_from_the_bucket(cluster: dict[str, str], tmp_pa
 
 
 def yaml_of(overrides: list[str]) -> str:
-    from isic_ray.config import load_config, to_yaml
+    from isic_ray.config.run import load_config, to_yaml
 
     return to_yaml(load_config("demo", overrides))
 
@@ -148,7 +183,12 @@ def yaml_of(overrides: list[str]) -> str:
 def test_the_docstring_of_every_job_says_how_to_submit_it() -> None:
     for path in (ROOT / "jobs").glob("*.py"):
         text = path.read_text()
-        if path.name in ("submit.py", "readme_picture.py", "benchmark_picture.py", "measure_pictogram.py"):
+        if path.name in (
+            "submit.py",
+            "readme_picture.py",
+            "benchmark_picture.py",
+            "measure_pictogram.py",
+        ):
             continue
         assert f"jobs/{path.name}" in text.split('"""')[1], path
         assert "ray job submit" in text.split('"""')[1], path

@@ -18,24 +18,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isic_ray.execution.loop import run_isic
+from isic_ray.config.retrain import retrain_config
 from isic_ray.execution.pictures import find_pictures
-from isic_ray.execution.retrain import HARMLESS, retrain
 from isic_ray.execution.retrain_log import RetrainLog
-from isic_ray.retrain_config import retrain_config
-from isic_ray.storage import Store
+from isic_ray.runs.store import Store
+from isic_ray.workflows.loop import run_isic
+from isic_ray.workflows.retrain import HARMLESS, retrain
 from tests.cluster.pictures import write_pictures
 from tests.cluster.servers import has_s3_server, s3_server
 from tests.cluster.worker_loss import one_worker_killed
-from tests.pipeline.conftest import SMALL
+from tests.small_run import SMALL
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_s3_server(), reason="needs Ceph's S3 server")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_s3_server(), reason="needs Ceph's S3 server"),
+]
 
 COUNT, SHARD = 20_000, 200
 STEPS, SAVE_EVERY = 300, 50
-SETTINGS = [f"steps={STEPS}", f"save_every={SAVE_EVERY}", "batch_size=64", "micro_batch=16", "learning_rate=0.01"]
-WINDOW = 50  # steps that are averaged before curves are compared: each worker count has batches of its own
-TOLERANCE = 0.03  # relative difference of such averages, and of the losses on the pictures set aside
+SETTINGS = [
+    f"steps={STEPS}",
+    f"save_every={SAVE_EVERY}",
+    "batch_size=64",
+    "micro_batch=16",
+    "learning_rate=0.01",
+]
+# steps that are averaged before curves are compared: each worker count has batches of its own
+WINDOW = 50
+TOLERANCE = (
+    0.03  # relative difference of such averages, and of the losses on the pictures set aside
+)
 BUCKET = "s3://retrain"
 
 Curves = dict[str, Any]
@@ -64,12 +76,24 @@ def trained(name: str, *settings: str) -> Curves:
     rows = RetrainLog.read(Store.open(f"{BUCKET}/{name}"))
     losses = [row for row in rows if "loss" in row]
     assert [row["step"] for row in losses] == list(range(1, STEPS + 1))
-    assert max(row["harmful_component"] for row in rows) == result["largest_harmful_component"] < HARMLESS
+    assert (
+        max(row["harmful_component"] for row in rows)
+        == result["largest_harmful_component"]
+        < HARMLESS
+    )
     assert result["after"]["evaluation_loss"] < result["before"]["evaluation_loss"]
     return {
         "seconds": round(time.monotonic() - started),
-        "loss": np.array([row["loss"] for row in losses]).reshape(-1, WINDOW).mean(1).round(5).tolist(),
-        "evaluation": {row["step"]: round(row["evaluation_loss"], 5) for row in rows if "evaluation_loss" in row},
+        "loss": np.array([row["loss"] for row in losses])
+        .reshape(-1, WINDOW)
+        .mean(1)
+        .round(5)
+        .tolist(),
+        "evaluation": {
+            row["step"]: round(row["evaluation_loss"], 5)
+            for row in rows
+            if "evaluation_loss" in row
+        },
         "largest_harmful_component": result["largest_harmful_component"],
     }
 
@@ -81,7 +105,9 @@ def apart(one: Curves, other: Curves) -> float:
     return max(abs(a - b) / a for a, b in pairs)
 
 
-def test_workers_and_their_loss_change_nothing_but_the_time(bucket: None, request: pytest.FixtureRequest) -> None:
+def test_workers_and_their_loss_change_nothing_but_the_time(
+    bucket: None, request: pytest.FixtureRequest
+) -> None:
     alone = trained("alone", "workers=1")
     two = trained("two", "workers=2")
     store = Store.open(f"{BUCKET}/killed")

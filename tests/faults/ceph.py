@@ -15,7 +15,9 @@ import pytest
 from tests.cluster.servers import free_port
 
 BINARIES = ("ceph-mon", "ceph-osd", "ceph", "radosgw", "radosgw-admin", "curl")
-needs_ceph = pytest.mark.skipif(not all(map(shutil.which, BINARIES)), reason=f"needs {', '.join(BINARIES)}")
+needs_ceph = pytest.mark.skipif(
+    not all(map(shutil.which, BINARIES)), reason=f"needs {', '.join(BINARIES)}"
+)
 
 
 class Ceph:
@@ -23,7 +25,7 @@ class Ceph:
 
     def __init__(self, folder: Path, key: str = "testkey", secret: str = "testsecret") -> None:
         self.folder, self.port, self.key, self.secret = folder, free_port(), key, secret
-        script = Path(__file__).parents[1] / "storage" / "ceph_rgw.sh"
+        script = Path(__file__).parents[1] / "runs" / "ceph_rgw.sh"
         environment = {**os.environ, "S3_ACCESS": key, "S3_SECRET": secret}
         command = ["bash", str(script), str(folder), str(self.port), str(free_port())]
         subprocess.run(command, check=True, timeout=300, env=environment, stdout=subprocess.DEVNULL)

@@ -2,7 +2,8 @@
 
     pytest tests/faults -m "slow or not slow" --figures tests/results/faults.json
 
-writes the table of faults survived: what the tests pass to ``figures``, into the file's other entries.
+writes the table of faults survived: what the tests pass to ``figures``, into the file's other
+entries.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from isic_ray.execution import shard_worker
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import load_model, read_facts
+from isic_ray.workflows import worker as shard_worker
 from tests.faults.inline import Remembering, drive
 from tests.faults.small import SMALL
 
@@ -32,7 +33,11 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str, dict[str, Any]], N
     def note(fault: str, found: dict[str, Any]) -> None:
         print(fault, found)
         if path := request.config.getoption("--figures"):
-            known = json.loads(Path(path).read_text()) if Path(path).exists() else {"hardware": HARDWARE, "faults": {}}
+            known = (
+                json.loads(Path(path).read_text())
+                if Path(path).exists()
+                else {"hardware": HARDWARE, "faults": {}}
+            )
             known["faults"][fault] = found
             Path(path).write_text(json.dumps(known, indent=2) + "\n")
 
@@ -49,7 +54,9 @@ def remembering() -> Iterator[Remembering]:
     """The embedded model, loaded once and remembering its answers, in place of every later load."""
     torch.set_num_threads(1)
     model = Remembering(load_model(SMALL.model))
-    auditors = [Remembering(auditor) for auditor in shard_worker.load_auditors(SMALL.judge.auditors)]
+    auditors = [
+        Remembering(auditor) for auditor in shard_worker.load_auditors(SMALL.judge.auditors)
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
         patch.setattr(shard_worker, "load_auditors", lambda _: auditors)
@@ -57,7 +64,9 @@ def remembering() -> Iterator[Remembering]:
 
 
 @pytest.fixture(scope="package")
-def finished(tmp_path_factory: pytest.TempPathFactory, facts: ModelFacts, remembering: Remembering) -> Path:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, facts: ModelFacts, remembering: Remembering
+) -> Path:
     """Where the small run lies. Copy it before you damage it."""
     out = tmp_path_factory.mktemp("faults") / "run"
     drive(str(out), facts)

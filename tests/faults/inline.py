@@ -1,4 +1,6 @@
-"""A whole run in one process, without Ray: the same loop, the same worker, the same writes, in seconds."""
+"""A whole run in one process, without Ray: the same loop, the same worker, the same writes, in
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from isic_ray.config import RunConfig
-from isic_ray.execution.loop import IsicLoop, Record, create_run
+from isic_ray.config.run import RunConfig
+from isic_ray.execution.pool import Unit
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.sampling import Unit
-from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.models.base import ModelFacts
-from isic_ray.prompts import load_prompts
+from isic_ray.prompts.sets import load_prompts
+from isic_ray.workflows.loop import IsicLoop, Record, create_run
+from isic_ray.workflows.worker import ShardWorker
 from tests.faults.small import SMALL
 
 
@@ -41,7 +43,11 @@ class Remembering:
 def _bytes_of(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
         value = value.numpy()
-    return f"{value.shape}".encode() + value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+    return (
+        f"{value.shape}".encode() + value.tobytes()
+        if isinstance(value, np.ndarray)
+        else repr(value).encode()
+    )
 
 
 class InlineLoop(IsicLoop):
@@ -62,4 +68,6 @@ def drive(out: str, facts: ModelFacts, config: RunConfig = SMALL) -> Record:
     """`isic run`, without Ray. Returns the summary."""
     prompts = load_prompts(config.prompts)
     run = create_run(config, out, prompts, facts)
-    return InlineLoop(config, run, prompts, facts, Progress(io.StringIO(), watch=run.write_progress)).run()
+    return InlineLoop(
+        config, run, prompts, facts, Progress(io.StringIO(), watch=run.write_progress)
+    ).run()

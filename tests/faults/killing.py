@@ -1,12 +1,14 @@
-"""Kill a whole run at a chosen moment of a chosen storage operation, then give the same command again.
+"""Kill a whole run at a chosen moment of a chosen storage operation, then give the same command
+again.
 
     python -m tests.faults.killing OUT FIRST STEP
 
-runs the small run undisturbed, counts the moments of its storage operations (before each; for writes also between the
-temporary file and its name, and after), and for moments FIRST, FIRST + STEP, … forks a process that dies there by
-SIGKILL and one that resumes. Loop and worker share a process here, without Ray, and what the model answered in the
-undisturbed run is remembered: what is tested is the order of writes, for driver and worker alike, in a hundredth of the
-time. Prints one JSON line.
+runs the small run undisturbed, counts the moments of its storage operations (before each; for
+writes also between the temporary file and its name, and after), and for moments FIRST, FIRST +
+STEP, … forks a process that dies there by SIGKILL and one that resumes. Loop and worker share a
+process here, without Ray, and what the model answered in the undisturbed run is remembered: what is
+tested is the order of writes, for driver and worker alike, in a hundredth of the time. Prints one
+JSON line.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from typing import Any
 
 import torch
 
-from isic_ray import filesystems
-from isic_ray.execution import progress, shard_worker
+from isic_ray.execution import progress
 from isic_ray.models.base import ModelFacts
 from isic_ray.models.registry import load_model, read_facts
-from isic_ray.runs import Run
+from isic_ray.runs import filesystems
+from isic_ray.runs.run import Run
+from isic_ray.workflows import worker as shard_worker
 from tests.faults.inline import Remembering, drive
 from tests.faults.small import SMALL, account, essence, tries_over
 
@@ -50,7 +53,11 @@ class Moments:
     def install(self) -> None:
         """Into this process's local filesystems, for good."""
         for name in READS + WRITES:
-            setattr(filesystems.LocalFiles, name, self._watched(name, getattr(filesystems.LocalFiles, name)))
+            setattr(
+                filesystems.LocalFiles,
+                name,
+                self._watched(name, getattr(filesystems.LocalFiles, name)),
+            )
         for name in ("link", "replace"):
             setattr(os, name, self._between(name, getattr(os, name)))
 
@@ -97,10 +104,14 @@ def attempt(out: str, facts: ModelFacts, at: int) -> int:
 
 def main(out: str, first: int, step: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    progress.WATCH_EVERY_S = 1e9  # at the start of each stage only, so that moments do not hang on the clock
+    progress.WATCH_EVERY_S = (
+        1e9  # at the start of each stage only, so that moments do not hang on the clock
+    )
     facts = read_facts(SMALL.model)
     model = Remembering(load_model(SMALL.model))
-    auditors = [Remembering(auditor) for auditor in shard_worker.load_auditors(SMALL.judge.auditors)]
+    auditors = [
+        Remembering(auditor) for auditor in shard_worker.load_auditors(SMALL.judge.auditors)
+    ]
     shard_worker.load_generator_and_judge = lambda *_: (model, model)
     shard_worker.load_auditors = lambda _: auditors
     drive(f"{out}/first", facts)  # here, so that all children know its answers

@@ -23,13 +23,19 @@ SLOW_S, NEVER_S = 2.0, 120.0
 
 
 class FaultyProxy:
-    """Serves on ``port`` in a thread of its own until `stop`; ``counts`` by fault, "requests" is all."""
+    """Serves on ``port`` in a thread of its own until `stop`; ``counts`` by fault, "requests" is
+    all.
+    """
 
-    def __init__(self, upstream: int, shares: dict[str, float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, upstream: int, shares: dict[str, float] | None = None, seed: int = 0
+    ) -> None:
         self.upstream, self.shares = upstream, SHARES if shares is None else shares
         self.random, self.counts = random.Random(seed), Counter[str]()
         self._loop = asyncio.new_event_loop()
-        self._server: Any = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self._server: Any = self._loop.run_until_complete(
+            asyncio.start_server(self._serve, "127.0.0.1", 0)
+        )
         self.port: int = self._server.sockets[0].getsockname()[1]
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -51,7 +57,9 @@ class FaultyProxy:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+        headers = dict(
+            line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
+        )
         if headers.get(b"expect"):
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await reader.readexactly(int(headers.get(b"content-length", 0)))
@@ -65,8 +73,13 @@ class FaultyProxy:
             await asyncio.sleep(NEVER_S)
             return None
         if fault == "503":
-            writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n")
-            writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(REFUSED), b"" if head[:4] == b"HEAD" else REFUSED))
+            writer.write(
+                b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+            )
+            writer.write(
+                b"Content-Length: %d\r\n\r\n%s"
+                % (len(REFUSED), b"" if head[:4] == b"HEAD" else REFUSED)
+            )
             return await writer.drain()
         answer = await self._ask(head, body)
         if fault == "lost reply":
@@ -92,7 +105,9 @@ class FaultyProxy:
     async def _ask(self, head: bytes, body: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
         first, _, rest = head.partition(b"\r\n")
-        kept = [line for line in rest.split(b"\r\n") if line and line.lower().split(b":")[0] not in _HOP]
+        kept = [
+            line for line in rest.split(b"\r\n") if line and line.lower().split(b":")[0] not in _HOP
+        ]
         writer.write(b"\r\n".join([first, *kept, b"Connection: close"]) + b"\r\n\r\n" + body)
         answer = await reader.read(-1)
         writer.close()

@@ -1,4 +1,6 @@
-"""Two hundred bad inputs: each gives one clear sentence and exit code 2, no traceback, and nothing half-written."""
+"""Two hundred bad inputs: each gives one clear sentence and exit code 2, no traceback, and
+nothing half-written.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from isic_ray.cli import main
+from isic_ray.cli.main import main
+from isic_ray.cli.options import USER_ERROR
 from isic_ray.codebook import SafeCodebook
-from isic_ray.commands.options import USER_ERROR
-from isic_ray.config import describe, to_yaml
+from isic_ray.config.run import describe, to_yaml
 from isic_ray.errors import UserError
 from isic_ray.execution.pictures import _Decode
 from isic_ray.models.base import ModelFacts
-from isic_ray.runs import Run
+from isic_ray.runs.run import Run
 
 BAD_VALUES = {
     "text": ["3", "[a]", "{a: b}", "null", "true"],
@@ -88,8 +90,17 @@ def bad_configs(randomness: random.Random) -> Iterator[bytes]:
         b"a: \x00\n",
         b"[",
     )
-    yield from (b"model:\n\tname: x\n", b"model: {name: a, name: b}\n", b"model:\n  name: a\nmodel:\n  name: b\n")
-    yield from (b"? [a]\n: b\n", b"x: " + b"[" * 5000, b"model: &a [*a]\n", b"!!python/object:os.system {}\n")
+    yield from (
+        b"model:\n\tname: x\n",
+        b"model: {name: a, name: b}\n",
+        b"model:\n  name: a\nmodel:\n  name: b\n",
+    )
+    yield from (
+        b"? [a]\n: b\n",
+        b"x: " + b"[" * 5000,
+        b"model: &a [*a]\n",
+        b"!!python/object:os.system {}\n",
+    )
     yield good.replace("edit:", "edits:").encode()
     yield good.replace("rank:", "ranks:").encode()
     yield good.encode()[:-40] + b"\xff" + good.encode()[-40:]
@@ -100,17 +111,53 @@ def bad_prompts(randomness: random.Random) -> Iterator[tuple[str, bytes]]:
     for ending in ("txt", "xlsx", "json", "csv.gz", ""):
         yield ending, b"prompt\nx\n"
     for ending in ("csv", "jsonl", "parquet"):
-        yield from ((ending, b""), (ending, b"\n\n"), (ending, b"\xff\xfe\x00\x01"), (ending, b"PAR1"))
+        yield from (
+            (ending, b""),
+            (ending, b"\n\n"),
+            (ending, b"\xff\xfe\x00\x01"),
+            (ending, b"PAR1"),
+        )
         yield ending, bytes(randomness.randrange(256) for _ in range(400))
-    for body in (b"words\nx\n", b"prompt\n", b'prompt\n""\n', b"prompt\nx,y,z\n", b'prompt\n"open', b"prompt\n\0\n"):
+    for body in (
+        b"words\nx\n",
+        b"prompt\n",
+        b'prompt\n""\n',
+        b"prompt\nx,y,z\n",
+        b'prompt\n"open',
+        b"prompt\n\0\n",
+    ):
         yield "csv", body
-    for body in (b"prompt,split\nx,middle\n", b"prompt,id\nx,1\ny,1\n", b"prompt,id\nx,\n", b"prompt\nonly one\n"):
+    for body in (
+        b"prompt,split\nx,middle\n",
+        b"prompt,id\nx,1\ny,1\n",
+        b"prompt,id\nx,\n",
+        b"prompt\nonly one\n",
+    ):
         yield "csv", body
-    for body in (b"{", b"[1]", b"3", b'"x"', b"null", b'{"prompt": 3.5}', b'{"prompt": ["x"]}', b'{"text": null}'):
+    for body in (
+        b"{",
+        b"[1]",
+        b"3",
+        b'"x"',
+        b"null",
+        b'{"prompt": 3.5}',
+        b'{"prompt": ["x"]}',
+        b'{"text": null}',
+    ):
         yield "jsonl", row + b"\n" + body + b"\n"
-    yield from (("jsonl", b'{"other": "x"}\n'), ("jsonl", b'{"prompt": "\\ud800"}\n'), ("jsonl", b"{" * 100_000))
+    yield from (
+        ("jsonl", b'{"other": "x"}\n'),
+        ("jsonl", b'{"prompt": "\\ud800"}\n'),
+        ("jsonl", b"{" * 100_000),
+    )
     yield "jsonl", row + b"\n" + b'{"prompt": "x", "concepts": [1]}\n'
-    for table in ({"other": ["x"]}, {"prompt": [1.5]}, {"prompt": [[1]]}, {"prompt": [None]}, {"prompt": [b"x"]}):
+    for table in (
+        {"other": ["x"]},
+        {"prompt": [1.5]},
+        {"prompt": [[1]]},
+        {"prompt": [None]},
+        {"prompt": [b"x"]},
+    ):
         buffer = io.BytesIO()
         pq.write_table(pa.table(table), buffer)
         yield "parquet", buffer.getvalue()
@@ -118,9 +165,17 @@ def bad_prompts(randomness: random.Random) -> Iterator[tuple[str, bytes]]:
 
 
 def bad_artifacts(good: bytes, randomness: random.Random) -> Iterator[bytes]:
-    yield from (b"", b"x", b"\xff" * 100, struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"{}", good[:40])
+    yield from (
+        b"",
+        b"x",
+        b"\xff" * 100,
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        good[:40],
+    )
     yield struct.pack("<Q", 100_000) + b"[" * 100_000  # deep JSON within the cap of the header
-    yield b"\x80\x04\x95\x0e\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94."  # a pickle
+    # a pickle
+    yield b"\x80\x04\x95\x0e\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94."
     for _ in range(24):
         torn = bytearray(good)
         torn[randomness.randrange(len(good) // 2, len(good))] ^= 1 << randomness.randrange(8)
@@ -131,11 +186,21 @@ def bad_pictures() -> Iterator[object]:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     good = buffer.getvalue()
-    yield from (None, "text", 3, b"", b"GIF89a", good[:40], good[:20] + b"\0" * 40, b"\xff\xd8\xff" + b"\0" * 99)
+    yield from (
+        None,
+        "text",
+        3,
+        b"",
+        b"GIF89a",
+        good[:40],
+        good[:20] + b"\0" * 40,
+        b"\xff\xd8\xff" + b"\0" * 99,
+    )
     for side in (9_000, 60_000):  # some bytes that unfold to 81 and 3,600 megapixels
         header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
         bomb = b"".join(
-            _chunk(*part) for part in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b""))
+            _chunk(*part)
+            for part in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b""))
         )
         yield b"\x89PNG\r\n\x1a\n" + bomb
 
@@ -223,7 +288,15 @@ def test_run_folders(refused: Callable[[list[str]], None], tmp_path: Path) -> No
         folder.mkdir()
         (folder / "run.json").write_bytes(content)
     for number, where in enumerate(
-        ["empty", "file", "nowhere", "s3://", "gs://x", "http://x", *map(str, tmp_path.glob("bad-*"))]
+        [
+            "empty",
+            "file",
+            "nowhere",
+            "s3://",
+            "gs://x",
+            "http://x",
+            *map(str, tmp_path.glob("bad-*")),
+        ]
     ):
         refused(["status", where])
         refused(["report", where])

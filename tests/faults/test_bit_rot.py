@@ -1,4 +1,6 @@
-"""One flipped bit, a cut or a loss, in each kind of object: `isic verify` names it, and readers refuse it."""
+"""One flipped bit, a cut or a loss, in each kind of object: `isic verify` names it, and readers
+refuse it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from isic_ray.cli import main
-from isic_ray.commands.options import PROBLEM
+from isic_ray.cli.main import main
+from isic_ray.cli.options import PROBLEM
 from isic_ray.errors import UserError
 from isic_ray.models.base import ModelFacts
-from isic_ray.runs import Run
-from isic_ray.schema import Pair, Prompt, Sample, Verdict
+from isic_ray.runs.run import Run
+from isic_ray.runs.schema import Pair, Prompt, Sample, Verdict
 from tests.faults.inline import Remembering, drive
 from tests.faults.small import essence
 
@@ -65,14 +67,18 @@ def test_damage_is_named_and_refused(
     copy: Path, kind: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run.open(str(copy))
-    run.quarantine("tokens", "unsafe-build-0000", [{"sample_id": "x", "stage": "tokens", "error": "boom"}])
+    run.quarantine(
+        "tokens", "unsafe-build-0000", [{"sample_id": "x", "stage": "tokens", "error": "boom"}]
+    )
     run.write_summary(run.summary())
     run.write_page("report/index.html", "<html></html>")
     assert main(["verify", str(copy)]) == 0
     path = min(copy.glob(KINDS[kind]))
     damage(path)
     capsys.readouterr()
-    lost_page = kind == "report" and damage is Path.unlink  # can be written again at any time, so nothing is lost
+    lost_page = (
+        kind == "report" and damage is Path.unlink
+    )  # can be written again at any time, so nothing is lost
     code = main(["verify", str(copy)])
     shown = capsys.readouterr()
     assert code == (0 if lost_page else 2 if kind == "run" and damage is Path.unlink else PROBLEM)
@@ -95,7 +101,9 @@ def test_a_damaged_object_is_mended_as_the_message_says(
     for path in sorted(copy.glob(KINDS[kind])):
         flip(path)
         (problem,) = run.verify()
-        mend = re.search(r"remove it and (commits/\S+\.json), then run the same command again", problem)
+        mend = re.search(
+            r"remove it and (commits/\S+\.json), then run the same command again", problem
+        )
         assert mend, problem
         path.unlink()
         (copy / mend[1]).unlink()

@@ -1,4 +1,6 @@
-"""Rows that fail, or kill their worker, are set aside and counted; all others are as if they had never been there."""
+"""Rows that fail, or kill their worker, are set aside and counted; all others are as if they had
+never been there.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from isic_ray.commands.running import _quarantine_note
-from isic_ray.config import RunConfig
+from isic_ray.cli.run import _quarantine_note
+from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
-from isic_ray.execution import shard_worker
-from isic_ray.execution.isolation import PLAIN_TRIES, ROW_DEATHS, DeviceLost
-from isic_ray.execution.loop import create_run
-from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.models.base import ModelFacts
-from isic_ray.plan import PAIRS, TOKENS, verdict_stage
-from isic_ray.prompts import load_prompts
-from isic_ray.report import table
-from isic_ray.runs import Run
-from isic_ray.schema import Sample, Verdict
+from isic_ray.prompts.sets import load_prompts
+from isic_ray.report.numbers import table
+from isic_ray.runs.quarantine import PLAIN_TRIES, ROW_DEATHS, DeviceLost
+from isic_ray.runs.run import Run
+from isic_ray.runs.schema import Sample, Verdict
+from isic_ray.runs.shards import PAIRS, TOKENS, verdict_stage
+from isic_ray.workflows import worker as shard_worker
+from isic_ray.workflows.loop import create_run
+from isic_ray.workflows.worker import ShardWorker
 from tests.faults.inline import Remembering, drive
 from tests.faults.killing import forked
 from tests.faults.small import SMALL
@@ -36,7 +38,9 @@ Bad = Callable[[str], None]
 class Poisoned:
     """The model, with a fault for one prompt in ``sample`` or for its picture in ``judge``."""
 
-    def __init__(self, inner: Any, text: str, sample: Bad | None = None, judge: float | None = None) -> None:
+    def __init__(
+        self, inner: Any, text: str, sample: Bad | None = None, judge: float | None = None
+    ) -> None:
         self.inner, self.text, self.bad_sample, self.bad_score = inner, text, sample, judge
         self.seen: list[bytes] = []
 
@@ -47,7 +51,11 @@ class Poisoned:
         if self.bad_sample and self.text in prompts:
             self.bad_sample(self.text)
         tokens = self.inner.sample(prompts, seeds, settings)
-        self.seen += [self.inner.decode(tokens[i : i + 1]).tobytes() for i, p in enumerate(prompts) if p == self.text]
+        self.seen += [
+            self.inner.decode(tokens[i : i + 1]).tobytes()
+            for i, p in enumerate(prompts)
+            if p == self.text
+        ]
         return tokens
 
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> torch.Tensor:
@@ -56,12 +64,17 @@ class Poisoned:
             scores[[self.is_bad(image) for image in images]] = self.bad_score
         return scores
 
-    def judge_each(self, images: np.ndarray, questions: Sequence[Sequence[str]]) -> list[list[float]]:
+    def judge_each(
+        self, images: np.ndarray, questions: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
         answers: list[list[float]] = self.inner.judge_each(images, questions)
         if self.bad_score is None:
             return answers
         bad = self.bad_score
-        return [[bad] * len(row) if self.is_bad(i) else row for i, row in zip(images, answers, strict=True)]
+        return [
+            [bad] * len(row) if self.is_bad(i) else row
+            for i, row in zip(images, answers, strict=True)
+        ]
 
     def is_bad(self, image: np.ndarray) -> bool:
         return image[None].tobytes() in self.seen
@@ -74,11 +87,15 @@ def run(tmp_path: Path, facts: ModelFacts) -> Run:
 
 def victim(run: Run) -> str:
     """The text of the first prompt of `SHARD`."""
-    return next(p.text for p in load_prompts(SMALL.prompts) if p.role == "unsafe" and p.split == "build")
+    return next(
+        p.text for p in load_prompts(SMALL.prompts) if p.role == "unsafe" and p.split == "build"
+    )
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch, remembering: Remembering, run: Run) -> Callable[..., Poisoned]:
+def poison(
+    monkeypatch: pytest.MonkeyPatch, remembering: Remembering, run: Run
+) -> Callable[..., Poisoned]:
     def make(**faults: Any) -> Poisoned:
         model = Poisoned(remembering, victim(run), **faults)
         monkeypatch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
@@ -107,14 +124,18 @@ def test_a_row_that_fails_is_set_aside_and_its_neighbour_is_as_ever(
     (row,) = run.quarantined()
     assert row["stage"] == TOKENS
     assert row["error"] == "ValueError: boom in two lines"
-    good = [s for s in healthy_rows(finished, TOKENS, SHARD, Sample) if s.sample_id != row["sample_id"]]
+    good = [
+        s for s in healthy_rows(finished, TOKENS, SHARD, Sample) if s.sample_id != row["sample_id"]
+    ]
     assert run.read_shard(TOKENS, SHARD, Sample) == good
     assert run.committed(TOKENS)[SHARD].counts["quarantined"] == 1
     assert run.store.list("attempts") == []
     assert run.verify() == []
 
 
-def test_an_answer_that_is_no_number_is_set_aside(run: Run, finished: Path, poison: Callable[..., Poisoned]) -> None:
+def test_an_answer_that_is_no_number_is_set_aside(
+    run: Run, finished: Path, poison: Callable[..., Poisoned]
+) -> None:
     poison(judge=float("nan"))
     worker = ShardWorker(SMALL, run.store.uri)
     worker.draw_shard(SHARD)
@@ -122,7 +143,9 @@ def test_an_answer_that_is_no_number_is_set_aside(run: Run, finished: Path, pois
     (row,) = run.quarantined()
     assert row["stage"] == stage
     assert "no readable answer" in row["error"]
-    good = [v for v in healthy_rows(finished, stage, SHARD, Verdict) if v.sample_id != row["sample_id"]]
+    good = [
+        v for v in healthy_rows(finished, stage, SHARD, Verdict) if v.sample_id != row["sample_id"]
+    ]
     assert run.read_shard(stage, SHARD, Verdict) == good
     assert len(run.read_shard(TOKENS, SHARD, Sample)) == 3
     assert run.committed(PAIRS)[SHARD].counts["flagged"] <= 2
@@ -139,7 +162,9 @@ def test_a_row_that_kills_its_worker_each_time_is_found(
     assert deaths == PLAIN_TRIES + ROW_DEATHS
     (row,) = run.quarantined()
     assert row["error"] == f"RuntimeError: a worker died over this row {ROW_DEATHS} times"
-    good = [s for s in healthy_rows(finished, TOKENS, SHARD, Sample) if s.sample_id != row["sample_id"]]
+    good = [
+        s for s in healthy_rows(finished, TOKENS, SHARD, Sample) if s.sample_id != row["sample_id"]
+    ]
     assert run.read_shard(TOKENS, SHARD, Sample) == good
     assert run.committed(TOKENS)[SHARD].counts["tries"] == deaths + 1
 
@@ -162,7 +187,10 @@ def test_when_every_row_fails_the_cause_is_not_in_the_rows(
 
     model = Broken(remembering, "")
     monkeypatch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
-    with pytest.raises(UserError, match=r"all 3 rows of shard unsafe-build-0000 fail in stage tokens.*no space left"):
+    with pytest.raises(
+        UserError,
+        match=r"all 3 rows of shard unsafe-build-0000 fail in stage tokens.*no space left",
+    ):
         ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     assert run.quarantined() == []
     assert run.committed(TOKENS) == {}
@@ -182,14 +210,18 @@ def test_prompts_that_the_model_refuses_may_fill_a_shard(
     assert run.read_shard(TOKENS, SHARD, Sample) == []
 
 
-def test_a_lost_device_ends_the_process_instead_of_blaming_rows(run: Run, poison: Callable[..., Poisoned]) -> None:
+def test_a_lost_device_ends_the_process_instead_of_blaming_rows(
+    run: Run, poison: Callable[..., Poisoned]
+) -> None:
     poison(sample=fail(RuntimeError("CUDA error: device-side assert triggered")))
     with pytest.raises(DeviceLost):
         ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     assert run.quarantined() == []
 
 
-def test_a_huge_prompt_is_refused_by_the_model_and_set_aside(run: Run, tmp_path: Path, facts: ModelFacts) -> None:
+def test_a_huge_prompt_is_refused_by_the_model_and_set_aside(
+    run: Run, tmp_path: Path, facts: ModelFacts
+) -> None:
     prompts = load_prompts(SMALL.prompts)
     first = next(i for i, p in enumerate(prompts) if p.role == "unsafe" and p.split == "build")
     prompts[first] = replace(prompts[first], text="a red knife " * 50_000)
@@ -218,7 +250,9 @@ def test_above_the_share_a_run_ends_degraded_and_says_so(
     assert run.verify() == []
 
 
-def test_another_copy_of_the_weights_is_refused(tmp_path: Path, facts: ModelFacts, remembering: Remembering) -> None:
+def test_another_copy_of_the_weights_is_refused(
+    tmp_path: Path, facts: ModelFacts, remembering: Remembering
+) -> None:
     other = replace(facts, weights_digest="0" * 64)
     run = create_run(SMALL, str(tmp_path / "run"), load_prompts(SMALL.prompts), other)
     with pytest.raises(UserError, match="has other weights than the run"):

@@ -1,4 +1,5 @@
-"""The driver of a run on a real Ray killed by SIGKILL in the middle of each stage; and what a secret leaves behind.
+"""The driver of a run on a real Ray killed by SIGKILL in the middle of each stage; and what a
+secret leaves behind.
 
 Run with `pytest -m slow tests/faults/test_ray_driver.py`; minutes, since every start is a new Ray.
 """
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from isic_ray.config import to_yaml
-from isic_ray.runs import Run
+from isic_ray.config.run import to_yaml
+from isic_ray.runs.run import Run
 from tests.faults.small import TRAINED, account, essence, tries_over
 from tests.faults.test_secrets import CANARY, SECRETS
 
@@ -35,13 +36,24 @@ def scratch() -> Iterator[Path]:
 
 
 class Driver:
-    """`isic run` at ``out``, each time in a process and with a Ray of its own; every secret is the canary."""
+    """`isic run` at ``out``, each time in a process and with a Ray of its own; every secret is
+    the canary.
+    """
 
     def __init__(self, out: Path, scratch: Path) -> None:
         self.out, self.scratch = out, scratch
         recipe = scratch / "recipe.yaml"
         recipe.write_text(to_yaml(TRAINED))
-        self._command = [sys.executable, "-m", "isic_ray.cli", "run", "--config", str(recipe), "--out", str(out)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "isic_ray.cli.main",
+            "run",
+            "--config",
+            str(recipe),
+            "--out",
+            str(out),
+        ]
 
     def start(self) -> subprocess.Popen[bytes]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -75,7 +87,9 @@ class Driver:
         return len(list(self.out.glob(f"commits/{stage}/*.json")))
 
 
-def test_the_driver_is_killed_in_each_stage(tmp_path: Path, scratch: Path, figures: Callable[..., None]) -> None:
+def test_the_driver_is_killed_in_each_stage(
+    tmp_path: Path, scratch: Path, figures: Callable[..., None]
+) -> None:
     Driver(tmp_path / "whole", scratch).finish()
     driver = Driver(tmp_path / "run", scratch)
     for stage in STAGES:
@@ -86,7 +100,12 @@ def test_the_driver_is_killed_in_each_stage(tmp_path: Path, scratch: Path, figur
     assert run.verify() == []
     assert tries_over(run) <= len(STAGES)
     figures("SIGKILL of the driver in each stage", {"injected": len(STAGES), **account(run, whole)})
-    holding = [path for root in (tmp_path, scratch) for path in _files(root) if CANARY.encode() in path.read_bytes()]
+    holding = [
+        path
+        for root in (tmp_path, scratch)
+        for path in _files(root)
+        if CANARY.encode() in path.read_bytes()
+    ]
     assert len(_files(scratch / "ray")) > 20  # Ray's logs are among them
     assert holding == []
 

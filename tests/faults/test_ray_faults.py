@@ -1,6 +1,8 @@
-"""Workers killed and nodes lost in the middle of each stage, on a Ray cluster of several nodes: the same run.
+"""Workers killed and nodes lost in the middle of each stage, on a Ray cluster of several nodes: the
+same run.
 
-Run with `pytest -m slow tests/faults/test_ray_faults.py`; minutes, since Ray starts each worker anew.
+Run with `pytest -m slow tests/faults/test_ray_faults.py`; minutes, since Ray starts each worker
+anew.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from isic_ray.execution.loop import run_isic
-from isic_ray.runs import Run
+from isic_ray.runs.run import Run
+from isic_ray.workflows.loop import run_isic
 from tests.faults.small import TRAINED, account, essence, tries_over
 
 pytestmark = pytest.mark.slow
 ACTORS = 2
-CONFIG = replace(TRAINED, execution=replace(TRAINED.execution, min_actors=ACTORS, max_actors=ACTORS))
+CONFIG = replace(
+    TRAINED, execution=replace(TRAINED.execution, min_actors=ACTORS, max_actors=ACTORS)
+)
 SAMPLER, TRAINER = "ray::MapWorker", "ray::RayTrainWorker"
 
 
@@ -42,7 +46,9 @@ class Machines:
 
     def _on(self, node: Any, title: str) -> list[psutil.Process]:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        return [child for child in raylet.children(recursive=True) if _title(child).startswith(title)]
+        return [
+            child for child in raylet.children(recursive=True) if _title(child).startswith(title)
+        ]
 
     def kill(self, title: str) -> bool:
         """SIGKILL to one such process; False when there is none."""
@@ -88,14 +94,21 @@ def whole(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def disturb(out: Path, act: Callable[[str], bool], running: Future[Any]) -> list[str]:
-    """Acts once in each stage while the run at ``out`` is under way; returns the stages in which it did."""
+    """Acts once in each stage while the run at ``out`` is under way; returns the stages in which
+    it did.
+    """
 
     def commits(stage: str) -> int:
         return len(list(out.glob(f"commits/{stage}/*.json")))
 
     def edited() -> int:
-        """Commits of verdicts under an edited codebook: of all such stages but the one that began before round 0."""
-        stages = sorted(out.glob("commits/verdicts-*"), key=lambda path: min(p.stat().st_mtime for p in path.iterdir()))
+        """Commits of verdicts under an edited codebook: of all such stages but the one that
+        began before round 0.
+        """
+        stages = sorted(
+            out.glob("commits/verdicts-*"),
+            key=lambda path: min(p.stat().st_mtime for p in path.iterdir()),
+        )
         return sum(commits(stage.name) for stage in stages[1:])
 
     plan: list[tuple[str, Callable[[], bool], str]] = [
@@ -127,6 +140,8 @@ def test_a_fault_in_each_stage(
     assert acted == ["draw", "train", "judge"]
     assert essence(run) == essence(Run.open(str(whole)))
     assert run.verify() == []
-    assert tries_over(run) <= ACTORS * 2  # at most one shard an actor, in each of the two stages that have actors
+    assert (
+        tries_over(run) <= ACTORS * 2
+    )  # at most one shard an actor, in each of the two stages that have actors
     name = {"kill": "SIGKILL of a worker", "lose": "loss of a Ray node"}[fault]
     figures(f"{name} in each stage", {"injected": len(acted), **account(run, Run.open(str(whole)))})

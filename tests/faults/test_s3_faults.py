@@ -1,4 +1,5 @@
-"""A run on a real S3 server, through a proxy that spoils a fifth of the requests, and with the server killed.
+"""A run on a real S3 server, through a proxy that spoils a fifth of the requests, and with the
+server killed.
 
 Needs `apt-get install ceph-mon ceph-osd ceph-common radosgw`; skipped without.
 """
@@ -13,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from isic_ray.execution.shard_worker import ShardWorker
 from isic_ray.models.base import ModelFacts
-from isic_ray.plan import TOKENS
-from isic_ray.runs import Run
+from isic_ray.runs.run import Run
+from isic_ray.runs.shards import TOKENS
+from isic_ray.workflows.worker import ShardWorker
 from tests.faults.ceph import Ceph, needs_ceph
 from tests.faults.inline import Remembering, drive
 from tests.faults.proxy import FaultyProxy
@@ -47,7 +48,9 @@ def direct(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> Ceph:
 
 
 def check(uri: str, finished: Path) -> dict[str, Any]:
-    """The run on S3 is the one on disk, whole, and nothing of it was done twice. Returns its account."""
+    """The run on S3 is the one on disk, whole, and nothing of it was done twice. Returns its
+    account.
+    """
     run = Run.open(uri)
     assert essence(run) == essence(Run.open(str(finished)))
     assert run.verify() == []
@@ -57,7 +60,11 @@ def check(uri: str, finished: Path) -> dict[str, Any]:
 
 
 def test_a_proxy_that_spoils_a_fifth_of_the_requests(
-    direct: Ceph, finished: Path, facts: ModelFacts, monkeypatch: pytest.MonkeyPatch, figures: Callable[..., None]
+    direct: Ceph,
+    finished: Path,
+    facts: ModelFacts,
+    monkeypatch: pytest.MonkeyPatch,
+    figures: Callable[..., None],
 ) -> None:
     proxy = FaultyProxy(direct.port)
     with monkeypatch.context() as patch:
@@ -67,11 +74,17 @@ def test_a_proxy_that_spoils_a_fifth_of_the_requests(
     assert proxy.faults >= 0.1 * proxy.counts["requests"]
     assert set(proxy.counts) > {"503", "reset", "lost reply", "torn reply", "slow"}
     found = check("s3://faults/proxied", finished)
-    figures("a fifth of S3 requests spoiled", {"injected": proxy.faults, **dict(proxy.counts), **found})
+    figures(
+        "a fifth of S3 requests spoiled", {"injected": proxy.faults, **dict(proxy.counts), **found}
+    )
 
 
 def test_the_server_is_killed_for_20_seconds(
-    direct: Ceph, finished: Path, facts: ModelFacts, monkeypatch: pytest.MonkeyPatch, figures: Callable[..., None]
+    direct: Ceph,
+    finished: Path,
+    facts: ModelFacts,
+    monkeypatch: pytest.MonkeyPatch,
+    figures: Callable[..., None],
 ) -> None:
     uri, killed = "s3://faults/killed", threading.Event()
 
@@ -96,7 +109,11 @@ def test_the_server_is_killed_for_20_seconds(
 
 
 def test_two_drivers_on_one_run(
-    direct: Ceph, finished: Path, facts: ModelFacts, remembering: Remembering, figures: Callable[..., None]
+    direct: Ceph,
+    finished: Path,
+    facts: ModelFacts,
+    remembering: Remembering,
+    figures: Callable[..., None],
 ) -> None:
     uri, failures = "s3://faults/raced", list[BaseException]()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from isic_ray.config import SamplingConfig
+from isic_ray.config.run import SamplingConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import ModelFacts
-from isic_ray.runs import Run
+from isic_ray.runs.run import Run
 from tests.faults.inline import Remembering, drive
 from tests.faults.small import SMALL, essence
 

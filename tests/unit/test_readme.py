@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from isic_ray.cli import build_parser
-from isic_ray.config import RECIPES
-from isic_ray.report import table
+from isic_ray.cli.main import build_parser
+from isic_ray.config.run import RECIPES
+from isic_ray.report.numbers import table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,10 @@ def test_the_demo_table_is_the_committed_result() -> None:
 def test_the_demo_on_another_machine_is_the_committed_result() -> None:
     other = json.loads((RESULTS / "demo-avx2.json").read_text())
     unsafe = other["rounds"][other["best_round"]]["unsafe"]["audit"]
-    assert f"the same command left {unsafe['rate']:.1%} [{unsafe['ci'][0]:.1%}, {unsafe['ci'][1]:.1%}]" in README
+    assert (
+        f"the same command left {unsafe['rate']:.1%} [{unsafe['ci'][0]:.1%}, {unsafe['ci'][1]:.1%}]"
+        in README
+    )
 
 
 def test_the_embedded_models_figures_are_the_committed_ones() -> None:
@@ -41,13 +44,17 @@ def test_the_evidence_quoted_is_the_committed_result() -> None:
         return f"{figure['rate']:.1%} [{figure['ci'][0]:.1%}, {figure['ci'][1]:.1%}]"
 
     for name, arm in found["arms"].items():
-        assert f"| {name} | {cell(arm['unsafe']['audit'])} | {cell(arm['benign']['audit'])} |" in README
+        assert (
+            f"| {name} | {cell(arm['unsafe']['audit'])} | {cell(arm['benign']['audit'])} |"
+            in README
+        )
     assert f"it took {found['seconds'] / 60:.1f} minutes" in README
 
 
 def test_the_figures_of_scale_are_the_committed_ones() -> None:
     cluster, sweep, retrained = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("cluster", "sweep", "retrain")
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("cluster", "sweep", "retrain")
     )
     for row in cluster["weak_scaling"]:
         assert row["efficiency"] >= 0.95

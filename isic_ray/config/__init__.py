@@ -1,0 +1,1 @@
+"""Settings of a run, a sweep, a retraining; recipes."""

@@ -1,0 +1,1 @@
+"""Who looks at pictures: which question for which picture, and the auditors."""

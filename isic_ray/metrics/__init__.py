@@ -1,0 +1,1 @@
+"""From verdicts to numbers: rates, intervals, tests, fidelity; a run read back."""

@@ -1,0 +1,1 @@
+"""Decoding loops: sampling visual tokens, asking questions, answering in text."""

@@ -1,0 +1,1 @@
+"""Prompt sets: tables on disk, their columns, categories and splits."""

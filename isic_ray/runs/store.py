@@ -1,0 +1,258 @@
+"""Object stores: plain paths, `file://`, `memory://` and `s3://` behind seven operations.
+
+`Store` is what the rest of the library uses: it validates keys, retries what is transient, and
+turns what is not into one sentence for the user. Beneath it lies `filesystems.Files`, raw
+operations on one filesystem; tests inject faults there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn, TypeVar
+
+from isic_ray.errors import UserError
+from isic_ray.runs.filesystems import Files, LocalFiles, MemoryFiles, S3Files
+
+A = TypeVar("A")
+B = TypeVar("B")
+Keys = list[str]
+
+# with the pauses below 32 to 54 s before giving up: longer than a server takes to restart
+TRIES = 10
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+_KEY_PART = re.compile(r"[!-.0-\[\]-~]{1,255}")  # printable ASCII without space, "/" and "\"
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
+_LIKE_URI = re.compile(r"[A-Za-z0-9+]+:/")  # also catches the typing error s3:/bucket
+_TRANSIENT_CODES = frozenset({"SlowDown", "RequestTimeout", "OperationAborted", "XAmzContentSHA256Mismatch"})
+_TRANSIENT_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH})
+# of botocore and aiohttp, by name: importing them costs half a second
+_TRANSIENT_TYPES = re.compile(
+    "ConnectionError|TimeoutError|HTTPClientError|ClientConnectionError|ClientPayloadError|IncompleteReadError|ResponseParserError"
+)
+
+
+class Conflict(Exception):
+    """Other bytes were already stored under a key that is written once. The message is the key."""
+
+
+class Store:
+    """Immutable and replaceable objects under one URI; keys are relative, like
+    `commits/tokens/0001.json`.
+
+    Every operation retries transient failures (``sleep`` is injectable) and raises UserError for
+    what the user can mend, ValueError for a malformed key. Pickles as its URI: a worker opens its
+    own connection. A subclass, or ``files``, injects faults.
+    """
+
+    def __init__(self, uri: str, files: Files | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.uri, root, files_type = _parse(uri)
+        self.files: Files = files_type(root) if files is None else files
+        self._sleep = sleep
+
+    @classmethod
+    def open(cls, uri: str) -> Store:
+        """The store at a path, `file://`, `memory://` or `s3://` URI. No request is sent yet.
+        Raises UserError.
+        """
+        return cls(uri)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.uri,)
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises FileNotFoundError when there is none."""
+        return self._retry("read", check_key(key), lambda: self.files.read(key))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Creates the object; of many racing writers exactly one wins.
+
+        True: created. False: the same bytes were there already, perhaps by an earlier try whose
+        reply was lost. Raises `Conflict` when other bytes are there. Servers answer a conflict with
+        differing errors, so after any error the object is read back and compared.
+        """
+        check_key(key)
+        for pause in _pauses():
+            try:
+                self.files.create(key, data)
+                return True
+            except Exception as error:
+                failure = error
+            try:
+                if self.get(key) == data:
+                    return False
+                raise Conflict(key) from failure
+            except FileNotFoundError:
+                # neither ours nor anybody's: a true failure, or a 409 whose rival has not finished
+                pass
+            if pause is None or not (_is_transient(failure) or _is_taken(failure)):
+                break
+            self._sleep(pause)
+        _give_up(failure, self.uri, "write", key)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Overwrites atomically. For what may change only: summary, report, progress."""
+        self._retry("write", check_key(key), lambda: self.files.replace(key, data))
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object; a folder is none."""
+        return self._retry("read", check_key(key), lambda: self.files.exists(key))
+
+    def list(self, prefix: str) -> Keys:
+        """Sorted keys of all objects in folder ``prefix``, at any depth; "" is the whole store;
+        [] for no folder.
+        """
+        folder = check_key(prefix.rstrip("/")) if prefix else ""
+        keys = self._retry("list", folder, lambda: list(self.files.keys(folder)))
+        return sorted(key for key in keys if not folder or key.startswith(folder + "/"))
+
+    def delete(self, key: str) -> None:
+        """Removes the object; no error when there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self._retry("delete", check_key(key), lambda: self.files.delete(key))
+
+    def modified(self, key: str) -> float:
+        """When the object was last written, in seconds since 1970. Raises FileNotFoundError when
+        there is none.
+        """
+        return self._retry("read", check_key(key), lambda: self.files.modified(key))
+
+    def download(self, key: str, path: str) -> None:
+        """Copies an object of any size to a local file. Raises FileNotFoundError when there is
+        none.
+        """
+        self._retry("read", check_key(key), lambda: self.files.download(key, path))
+
+    def each(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        """``map``, in order; on remote stores several at once."""
+        if self.files.parallel == 1:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(self.files.parallel) as pool:
+            yield from pool.map(function, items)
+
+    def probe(self) -> None:
+        """Writes, refuses to overwrite, reads and deletes a small object. Raises UserError if
+        the store cannot.
+        """
+        key = f"probe-{secrets.token_hex(8)}"
+        self.put_if_absent(key, b"first")
+        try:
+            self.put_if_absent(key, b"second")
+        except Conflict:
+            return
+        else:
+            raise UserError(
+                f"{self.uri}: this store lets a second writer overwrite an object (it ignores If-None-Match), "
+                "so results could be lost; use AWS S3, Ceph, a recent MinIO or a local directory."
+            )
+        finally:
+            # many buckets forbid deletion; the probe's few bytes may stay
+            with contextlib.suppress(UserError):
+                self.delete(key)
+
+    def _retry(self, verb: str, key: str, operation: Callable[[], A]) -> A:
+        for pause in _pauses():
+            try:
+                return operation()
+            except Exception as error:
+                failure = error
+            if pause is None or not _is_transient(failure):
+                break
+            self._sleep(pause)
+        _give_up(failure, self.uri, verb, key)
+
+
+def check_key(key: str) -> str:
+    """Returns the key if each part between its slashes is non-empty printable ASCII and starts with
+    no dot.
+
+    Raises ValueError otherwise; so keys can't leave the store (`..`, `/etc`) nor look like
+    temporary files.
+    """
+    parts = key.split("/")
+    if len(key) > 900 or any(part.startswith(".") or not _KEY_PART.fullmatch(part) for part in parts):
+        raise ValueError(f"not a valid key: {key!r}")
+    return key
+
+
+def _pauses() -> Iterator[float | None]:
+    """Seconds to wait after each failed try, None after the last. Jitter keeps workers from
+    returning in step.
+    """
+    for step in range(TRIES - 1):
+        yield min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**step) * random.uniform(0.75, 1.25)
+    yield None
+
+
+def _parse(uri: str) -> tuple[str, str, Callable[[str], Files]]:
+    """Canonical URI (paths become absolute: workers start elsewhere), root within the
+    filesystem, and its type.
+    """
+    scheme, separator, rest = uri.partition("://")
+    rest = rest.strip("/")
+    if separator and scheme == "s3" and _BUCKET.fullmatch(rest.partition("/")[0]):
+        return f"s3://{rest}", rest, S3Files
+    if separator and scheme == "memory":
+        return f"memory://{rest}", f"/{rest}".rstrip("/"), MemoryFiles
+    if (separator and scheme == "file") or (uri and not _LIKE_URI.match(uri)):
+        path = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+        return path, path, LocalFiles
+    raise UserError(f"{uri!r} is no place to store a run; give a directory or s3://BUCKET/PREFIX.")
+
+
+def _answer(error: BaseException) -> tuple[str, int]:
+    """Error code and HTTP status of an S3 server's answer; ("", 0) when no server answered."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if not isinstance(response, dict):
+        return "", 0
+    return response.get("Error", {}).get("Code", ""), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _is_taken(error: Exception) -> bool:
+    return isinstance(error, FileExistsError) or _answer(error)[1] == 412
+
+
+def _is_transient(error: Exception) -> bool:
+    code, status = _answer(error)
+    if status or code:
+        return status in (408, 409, 429) or (status >= 500 and status != 501) or code in _TRANSIENT_CODES
+    if any(_TRANSIENT_TYPES.fullmatch(base.__name__) for base in type(error).__mro__):
+        return True  # before the next line: some of botocore's are OSErrors without a number
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
+
+
+def _give_up(error: Exception, uri: str, verb: str, key: str) -> NoReturn:
+    """Raises what callers handle (FileNotFoundError, bugs) as it is, and all else as a sentence
+    with its mend.
+    """
+    remote = uri.startswith("s3://")
+    if _answer(error)[0] == "NoSuchBucket":
+        text = "there is no such bucket; create it or mend the URI"
+    elif isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(f"{uri}/{key}") from error
+    elif isinstance(error, PermissionError):
+        mend = "check the credentials and the bucket's policy" if remote else "check the directory's rights"
+        text = f"permission denied to {verb} {key} ({error}); {mend}"
+    elif isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        text = "a file is where a directory should be, or the reverse; choose another path"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text = "the disk is full; free some space and run the same command again"
+    elif _is_transient(error):
+        mend = "check the network and AWS_ENDPOINT_URL" if remote else "check the disk"
+        text = f"could not {verb} {key} in {TRIES} tries ({error}); {mend}, then run the same command again"
+    elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        text = "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every machine of the cluster"
+    elif isinstance(error, OSError):
+        text = f"could not {verb} {key}: {error}"
+    else:
+        raise error
+    raise UserError(f"{uri}: {text}.") from error

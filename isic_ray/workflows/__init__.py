@@ -1,0 +1,1 @@
+"""What happens in which order: the loop, evaluate, sweep, retrain, export. Imports no Ray."""
