@@ -109,7 +109,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class EditConfig:
-    """Step 1: how the codebook is changed (README "Method")."""
+    """Step 1: how the codebook is changed (docs/method.md)."""
 
     method: str = "transport"  # paper | selective | transport | random | none
     strength: float = 1.0  # alpha: share of the harmful component removed, or of the way to the safe row

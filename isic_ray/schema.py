@@ -1,4 +1,4 @@
-"""Row types of everything a run stores, and their Arrow schemas. One schema per thing; see README "Terms"."""
+"""Row types of everything a run stores, and their Arrow schemas. docs/method.md explains the terms."""
 
 from __future__ import annotations
 
