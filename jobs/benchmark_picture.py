@@ -1,5 +1,5 @@
-"""Draws where the time goes, from the figures of `jobs/benchmark.py`, and prints the README's
-tables of them.
+"""Draws where the time goes, from the figures of `jobs/benchmark.py`, and prints the tables of
+docs/speed.md.
 
 python jobs/benchmark_picture.py tests/results/benchmark.json tests/results/benchmark.svg runs/demo/summary.json
 """

@@ -136,7 +136,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class EditConfig:
-    """Step 1: how the codebook is changed (README "Method")."""
+    """Step 1: how the codebook is changed (docs/method.md)."""
 
     method: str = "transport"  # paper | selective | transport | random | none
     strength: float = (

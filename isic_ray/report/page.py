@@ -1,7 +1,7 @@
 """The report of a run: `build` makes one self-contained HTML page, `table` the console's text
 table.
 
-Both quote `summary` (the content of summary.json, README "Stable surface"); absent pieces do not
+Both quote `summary` (the content of summary.json, see docs/runs.md); absent pieces do not
 render. Beyond the documented fields, a round may carry ``test`` (`metrics.PairedTest.to_dict`), and
 ``calibration`` any tree of rates. The page loads nothing, runs no script, and its content security
 policy says so.

@@ -1,5 +1,5 @@
 """Row types of everything a run stores, and their Arrow schemas. One schema per thing; see
-README "Terms".
+docs/method.md, "Terms".
 """
 
 from __future__ import annotations
