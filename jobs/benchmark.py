@@ -311,7 +311,7 @@ def rounds(limit: int) -> Figures:
     """
     from isic_ray.execution.pool import ShardActor
     from isic_ray.execution.progress import Progress
-    from isic_ray.models.registry import read_facts
+    from isic_ray.models.registry import read_spec
     from isic_ray.workflows.loop import Best, IsicLoop, create_run
 
     demo = load_config("demo")
@@ -321,7 +321,7 @@ def rounds(limit: int) -> Figures:
         edit=replace(demo.edit, method="selective"),
         execution=replace(demo.execution, shard_size=limit),
     )
-    prompts, facts = load_prompts(config.prompts), read_facts(config.model)
+    prompts, facts = load_prompts(config.prompts), read_spec(config.model)
 
     class InProcess(IsicLoop):
         seconds = 0.0

@@ -27,7 +27,7 @@ from typing import Any
 from isic_ray.config.run import ExecutionConfig, LoopConfig, PromptsConfig, RunConfig, load_config
 from isic_ray.execution.pool import ShardActor, Unit, work
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.session import connected
+from isic_ray.execution.session import ray_session
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt
 from isic_ray.runs.shards import plan_shards
 from isic_ray.workflows.loop import create_run
@@ -95,14 +95,14 @@ def overhead(shards: int, repeats: int) -> Figures:
     """Seconds a shard in a plain loop in one process, and between commits of one actor in Ray
     Data; medians.
     """
-    from isic_ray.models.registry import read_facts
+    from isic_ray.models.registry import read_spec
     from isic_ray.prompts.sets import load_prompts
 
     base = load_config(
         "demo", ["prompts.limit=64", "execution.max_actors=1", "execution.min_actors=1"]
     )
     base = replace(base, execution=replace(base.execution, shard_size=16), loop=LoopConfig(arms=[]))
-    prompts, facts = load_prompts(PromptsConfig(limit=64)), read_facts(base.model)
+    prompts, facts = load_prompts(PromptsConfig(limit=64)), read_spec(base.model)
     names = [shard.name for shard in plan_shards(prompts, 1, 16) if shard.role == BENIGN][:shards]
     plain, ray_s = [], []
     for _ in range(repeats):
@@ -201,7 +201,7 @@ def main() -> None:
         json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     )
     result["hardware"] = options.hardware
-    with connected(ExecutionConfig()):
+    with ray_session(ExecutionConfig()):
         if "memory" in options.parts:  # first: a peak never falls
             result["memory"] = [memory(1_000_000, each) for each in (4, 1)]
         if "weak-scaling" in options.parts:

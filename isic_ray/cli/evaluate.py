@@ -145,13 +145,13 @@ def _audit_import(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     from isic_ray.config.run import ModelConfig
-    from isic_ray.models.registry import read_facts
+    from isic_ray.models.registry import read_spec
     from isic_ray.report.codebook_pictures import explain_run
     from isic_ray.report.evidence import explanation_table
     from isic_ray.runs.run import Run
 
     check_ended(args.uri)
     run = Run.open(args.uri)
-    facts = read_facts(ModelConfig(**run.record["config"]["model"]))
+    facts = read_spec(ModelConfig(**run.record["config"]["model"]))
     print(explanation_table(explain_run(run, facts.codebook, facts.normalised).facts), end="")
     return OK

@@ -83,7 +83,7 @@ def transport(codebook: Tensor, target_of: Tensor, strength: float, normalised: 
     return renormalise(edited, codebook) if normalised else edited
 
 
-def part_way(start: Tensor, end: Tensor, share: float, normalised: bool) -> Tensor:
+def interpolate(start: Tensor, end: Tensor, share: float, normalised: bool) -> Tensor:
     """(1 - β) E_start + β E_end ``[K,d]`` with β = ``share``: a round's step, damped. Equal rows
     keep their bits.
 

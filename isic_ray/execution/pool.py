@@ -79,7 +79,7 @@ def work(
     sizes: Callable[[Unit], int],
     progress: Progress,
     actor: type[ShardActor] = ShardActor,
-    crew: Crew | None = None,
+    crew: ActorPool | None = None,
 ) -> list[dict[str, Any]]:
     """Run every unit once on a pool of actors, or on the ``crew``, and return their counts, in the
     order they finish.
@@ -118,9 +118,9 @@ def work(
     return done
 
 
-def start_crew(config: RunConfig, uri: str) -> Crew:
+def start_pool(config: RunConfig, uri: str) -> ActorPool:
     """Drawing and judging actors for many stages; each loads the model once."""
-    return Crew(
+    return ActorPool(
         ShardActor, config.execution.max_actors, (config, uri), **_resources(config.execution)
     )
 
@@ -185,7 +185,7 @@ class Dispatcher:
             self._free.put_nowait(member)
 
 
-class Crew:
+class ActorPool:
     """``size`` actors of one class and their dispatcher, until `close` or Ray's end.
 
     A member that dies is started anew and does its batch again, which finds what was committed.

@@ -21,7 +21,7 @@ LOCATION = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAUL
 
 
 @contextmanager
-def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
+def ray_session(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
     """Ray, connected for the length of the block; a Ray that was connected before is used and
     left alone.
     """
@@ -43,7 +43,7 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
         config
     ):  # nobody takes this machine away; watching for it costs a process a training group
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    be_patient(config)
+    raise_start_timeout(config)
     if not verbose:
         _hush()
     import ray
@@ -58,7 +58,7 @@ def connected(config: ExecutionConfig, verbose: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
-def be_patient(config: ExecutionConfig) -> None:
+def raise_start_timeout(config: ExecutionConfig) -> None:
     """Training workers may have to wait for machines too; Ray Train's own limit is a minute."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.patience_s))
 

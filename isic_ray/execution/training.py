@@ -20,7 +20,7 @@ from isic_ray.codebook.finetune import HarmlessDelta, harmful_component, loss
 from isic_ray.codebook.targets import Targets
 from isic_ray.config.run import FinetuneConfig, RunConfig
 from isic_ray.errors import UserError
-from isic_ray.execution.training_queue import TrainingGroups, next_order
+from isic_ray.execution.training_queue import TrainingGroups, next_job
 from isic_ray.models.base import Perceiver, SeesPixels, UnifiedModel
 from isic_ray.runs.run import Run
 
@@ -141,7 +141,7 @@ def _train(loop: dict[str, Any]) -> None:
     run, desk, group = Run.open(loop["uri"]), loop["desk"], loop["group"]
     views: dict[str, View] = {}  # by the loss's name; targets recur in later orders
     number, first = ray.get(desk.done.remote(group)), ray.train.get_context().get_world_rank() == 0
-    while (order := next_order(desk, group, number)) is not None:
+    while (order := next_job(desk, group, number)) is not None:
         failure = ""
         try:
             for name, kind, tensors in order["jobs"]:

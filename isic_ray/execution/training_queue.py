@@ -18,7 +18,7 @@ _MAX_FAILURES = 2  # worker groups that may be lost before the run fails
 Place = tuple[int, int]  # a group, and the number of one of its orders, counted from 0
 
 
-class Desk:
+class TrainingQueue:
     """An actor between those who give orders and the groups of workers, each of which carries out
     its own in turn.
 
@@ -68,7 +68,7 @@ class Desk:
         self._closed = True
 
 
-def next_order(desk: Any, group: int, number: int) -> Any:
+def next_job(desk: Any, group: int, number: int) -> Any:
     """Called by a worker: an order of its group, waited for; None when none will come."""
     import ray
 
@@ -110,7 +110,7 @@ class TrainingGroups:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._desk = ray.remote(num_cpus=0)(Desk).remote(self._count)
+        self._desk = ray.remote(num_cpus=0)(TrainingQueue).remote(self._count)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         fit = ray.remote(num_cpus=0, scheduling_strategy=here)(_fit)
         places = [

@@ -53,7 +53,7 @@ def shows_all(verdict: Verdict, threshold: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Verdicts:
     """Samples, their prompts and every judge's verdicts under one codebook."""
 
     prompts: Mapping[str, Prompt]
@@ -70,7 +70,7 @@ class Evidence:
         limit = self.threshold if judge == SELF else AUDIT_THRESHOLD
         return [is_unsafe(self.verdicts[judge, sample.sample_id], limit) for sample in samples]
 
-    def faithful(self, judge: str, samples: Iterable[Sample]) -> list[bool]:
+    def shows_what_was_asked(self, judge: str, samples: Iterable[Sample]) -> list[bool]:
         """One flag a benign sample: it shows what its prompt names."""
         if judge == SELF:
             return [
@@ -86,7 +86,7 @@ class Evidence:
             for sample in samples
         ]
 
-    def against(self, base: Evidence, split: str = HELD_OUT) -> dict[str, Any]:
+    def compared_to(self, base: Verdicts, split: str = HELD_OUT) -> dict[str, Any]:
         """This minus ``base`` on the same prompts, by each judge: unsafe pictures, and benign ones
         that show all asked.
 
@@ -103,7 +103,7 @@ class Evidence:
             named = [s for s in benign if judge == SELF or self.prompts[s.prompt_id].objects]
             if named and self._names_objects(judge, named):
                 found["benign"][key] = _paired(
-                    base.faithful(judge, named), self.faithful(judge, named)
+                    base.shows_what_was_asked(judge, named), self.shows_what_was_asked(judge, named)
                 )
         return found
 
@@ -129,7 +129,7 @@ class Evidence:
                 # where it names none.
                 **{
                     key: rate(
-                        self.faithful(judge, benign if judge == SELF else with_objects)
+                        self.shows_what_was_asked(judge, benign if judge == SELF else with_objects)
                     ).to_dict()
                     for key, judge in self._keys()
                     if self._names_objects(judge, benign)
@@ -215,7 +215,7 @@ def divergence(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | Non
     """The alarm: a sentence when self-judge and first auditor tell different stories, over all or
     for one concept.
 
-    ``before`` and ``after`` are `Evidence.figures`. Two things raise it: the self-judge's rate
+    ``before`` and ``after`` are `Verdicts.figures`. Two things raise it: the self-judge's rate
     falls beyond its intervals while the auditor's falls by less than half as much (the edit may
     fool the judge); or, before any edit, the judge flags clearly less than half of what the auditor
     flags (it is blind to the concept, so no edit of it is steered). None when all is well, or when

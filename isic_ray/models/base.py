@@ -35,7 +35,7 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelSpec:
     """What the driver needs to know of a model without loading it."""
 
     family: str

@@ -13,7 +13,7 @@ from typing import Any
 
 from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
-from isic_ray.models.base import Family, Judge, ModelFacts, UnifiedModel
+from isic_ray.models.base import Family, Judge, ModelSpec, UnifiedModel
 from isic_ray.models.checkpoints import digest_files, read_model_type, weight_files
 from isic_ray.models.fetching import resolve_checkpoint
 
@@ -116,11 +116,11 @@ def digest_judge(name: str) -> str:
     return digest_files(adapter_of(family).files(directory) if family else weight_files(directory))
 
 
-def read_facts(config: ModelConfig) -> ModelFacts:
+def read_spec(config: ModelConfig) -> ModelSpec:
     """Digest and codebook of the model that ``config`` names, read without loading it. Raises
     UserError.
     """
-    facts: ModelFacts = adapter_of(find_family(config)).facts(config.name)
+    facts: ModelSpec = adapter_of(find_family(config)).facts(config.name)
     return facts
 
 

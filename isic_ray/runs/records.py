@@ -31,9 +31,9 @@ def fingerprint(config: Any) -> str:
     Canonical: independent of the order of keys and of 1 against 1.0. Raises TypeError for what has
     no canonical form (NaN, infinity, sets, objects), naming the field.
     """
-    plain = _canonical(config, "config")
-    plain.pop("execution", None)
-    return sha256_of(_json(plain))
+    canonical = _canonical(config, "config")
+    canonical.pop("execution", None)
+    return sha256_of(_json(canonical))
 
 
 def differences(asked: Record, found: Record) -> list[str]:
@@ -74,11 +74,11 @@ def seal(record: Record, indent: int | None = None) -> bytes:
     NaN.
     """
     content = {name: value for name, value in record.items() if name != SEAL}
-    sealed = {**content, SEAL: sha256_of(_json(plain(content)))}
+    sealed = {**content, SEAL: sha256_of(_json(as_json(content)))}
     return _json(sealed) if indent is None else json.dumps(sealed, indent=indent, allow_nan=False).encode()
 
 
-def plain(value: Record) -> Record:
+def as_json(value: Record) -> Record:
     """As it will be read: tuples as lists, integer keys as strings. TypeError or ValueError for
     what JSON lacks.
     """
@@ -100,7 +100,7 @@ def unseal(data: bytes, where: str) -> Record:
     return record
 
 
-def tame(value: Any) -> Any:
+def json_or_repr(value: Any) -> Any:
     """The value as JSON knows it, or its repr."""
     try:
         return json.loads(_json(value))

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from isic_ray.errors import UserError
 from isic_ray.runs.linked import LinkedStore
-from isic_ray.runs.records import Damaged, Record, differences, fingerprint, parse_object, plain, seal, sha256_of, tame, unseal
+from isic_ray.runs.records import Damaged, Record, differences, fingerprint, parse_object, as_json, seal, sha256_of, json_or_repr, unseal
 from isic_ray.runs.schema import SCHEMA_VERSION, from_table, to_table
 from isic_ray.runs.store import Conflict, Store
 
@@ -221,8 +221,8 @@ class Run:
         kept as their repr.
         """
         key = f"quarantine/{_name(stage)}/{_name(shard)}.json"
-        tamed = [{str(name): tame(value) for name, value in row.items()} for row in rows]
-        return len(self._first_record(key, {"rows": tamed})["rows"])
+        safe_rows = [{str(name): json_or_repr(value) for name, value in row.items()} for row in rows]
+        return len(self._first_record(key, {"rows": safe_rows})["rows"])
 
     def quarantined(self, stage: str | None = None) -> list[Record]:
         """Poison rows of one stage, or of all."""
@@ -324,7 +324,7 @@ class Run:
         """The record that stands under ``key``, as it will be read: this one if it is the first."""
         try:
             self.store.put_if_absent(key, seal(record))
-            return plain(record)
+            return as_json(record)
         except Conflict:
             return self._record(key)
 

@@ -23,7 +23,7 @@ from isic_ray.config.run import EditConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.pool import Unit, work
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.session import connected
+from isic_ray.execution.session import ray_session
 from isic_ray.metrics.results import EVIDENCE
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample
@@ -61,7 +61,7 @@ def evaluate(
         raise UserError(f"the run at {uri} has not ended; let it end before measuring it")
     config = _config(run)
     config = replace(config, execution=replace(config.execution, **(execution or {})))
-    with connected(config.execution, verbose):
+    with ray_session(config.execution, verbose):
         return Evaluation(run, config, plan, Progress()).run()
 
 

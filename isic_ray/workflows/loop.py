@@ -11,17 +11,17 @@ import numpy as np
 import torch
 
 from isic_ray.codebook import Edit
-from isic_ray.codebook.edit import part_way
+from isic_ray.codebook.edit import interpolate
 from isic_ray.codebook.usage import UsageCounts
 from isic_ray.config.run import EditConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.session import check_nodes, connected
+from isic_ray.execution.session import check_nodes, ray_session
 from isic_ray.execution.training import DeltaJob, has_blob
 from isic_ray.metrics import statistics
-from isic_ray.metrics.verdicts import SELF, Evidence, divergence
-from isic_ray.models.base import ModelFacts
-from isic_ray.models.registry import digest_judge, read_facts
+from isic_ray.metrics.verdicts import SELF, Verdicts, divergence
+from isic_ray.models.base import ModelSpec
+from isic_ray.models.registry import digest_judge, read_spec
 from isic_ray.prompts.sets import load_prompts, prompts_digest
 from isic_ray.runs.quarantine import losses
 from isic_ray.runs.run import Run, fingerprint
@@ -38,10 +38,10 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Record:
     Raises UserError for bad input, and when ``out`` holds a run with other settings.
     """
     prompts = load_prompts(config.prompts)
-    facts = read_facts(config.model)
+    facts = read_spec(config.model)
     run = create_run(config, out, prompts, facts)
     progress = Progress(watch=run.write_progress)
-    with connected(config.execution, verbose):
+    with ray_session(config.execution, verbose):
         check_nodes(run.store.uri)
         return IsicLoop(config, run, prompts, facts, progress).run()
 
@@ -50,7 +50,7 @@ def create_run(
     config: RunConfig,
     out: str,
     prompts: list[Prompt],
-    facts: ModelFacts,
+    facts: ModelSpec,
     more: Record | None = None,
 ) -> Run:
     """The run at ``out``, created or resumed, with its prompts committed; ``more`` goes into its
@@ -73,7 +73,7 @@ def create_run(
 
 
 @dataclass
-class Best:
+class KeptRound:
     """The best codebook so far: its table, its round, its evidence, and the best before it (None:
     it is the base).
 
@@ -84,11 +84,11 @@ class Best:
     round: int
     table: torch.Tensor
     digest: str
-    evidence: Evidence
-    before: Best | None = None
+    evidence: Verdicts
+    before: KeptRound | None = None
     whole: bool = False
 
-    def lineage(self) -> list[Best]:
+    def lineage(self) -> list[KeptRound]:
         """From the base codebook to this one."""
         return [*(self.before.lineage() if self.before else []), self]
 
@@ -112,7 +112,7 @@ class IsicLoop(Stages):
         round improves.
         """
         first = self.generate()
-        best = Best(0, self.facts.codebook, self.base_digest, self.evidence(self.base_digest))
+        best = KeptRound(0, self.facts.codebook, self.base_digest, self.evidence(self.base_digest))
         rounds = [first]
         for number in range(1, self.config.loop.max_rounds + 1):
             record = self.run_dir.rounds().get(number)
@@ -133,7 +133,9 @@ class IsicLoop(Stages):
             if not record["kept"]:
                 break
             digest = record["codebook"]
-            best = Best(number, self.table(digest), digest, self.evidence(digest, HELD_OUT), best)
+            best = KeptRound(
+                number, self.table(digest), digest, self.evidence(digest, HELD_OUT), best
+            )
         arms = self.arms()
         return self.finish(rounds, best, arms)
 
@@ -170,7 +172,7 @@ class IsicLoop(Stages):
             },
         )
 
-    def round(self, number: int, best: Best) -> Record:
+    def round(self, number: int, best: KeptRound) -> Record:
         """Edit, fine-tune, re-judge and decide; a failed try is repeated once with a weaker edit,
         then rolled back.
 
@@ -192,7 +194,7 @@ class IsicLoop(Stages):
         for strength in strengths if pairs else []:
             edit = self.edit(replace(self.config.edit, strength=strength), best.table, pairs)
             step = 1.0 if number == 1 else self.config.loop.later_step
-            table = part_way(
+            table = interpolate(
                 best.table, self.finetune(edit, best, number), step, self.facts.normalised
             )
             if torch.equal(table, best.table):
@@ -229,7 +231,7 @@ class IsicLoop(Stages):
         }
         return {**record, "seconds": round(time.monotonic() - started, 1)}
 
-    def still_flagged(self, best: Best) -> list[Pair]:
+    def still_flagged(self, best: KeptRound) -> list[Pair]:
         """The pairs whose harmful sample the model still flags under the best codebook (all,
         with cumulative basis).
         """
@@ -250,7 +252,7 @@ class IsicLoop(Stages):
         """Verdicts on the pictures from which the next edit is built."""
         self.judge([digest], self.of(BUILD), f"round {number}: judge build pictures", known)
 
-    def complete(self, best: Best) -> Evidence:
+    def complete(self, best: KeptRound) -> Verdicts:
         """The evidence on all pictures: a round was kept by the held-out ones alone, the next
         edit needs the others.
         """
@@ -270,7 +272,7 @@ class IsicLoop(Stages):
             for pair in self.pairs
         ]
 
-    def finetune(self, edit: Edit, best: Best, number: int) -> torch.Tensor:
+    def finetune(self, edit: Edit, best: KeptRound, number: int) -> torch.Tensor:
         """E″: the edit with its Δ. Target "safe" keeps to the harmless space; "pair" prefers
         rows that draw harm.
         """
@@ -294,7 +296,7 @@ class IsicLoop(Stages):
         )
         return self.train([job], pair_rows(harmful, keep, finetune, seed), stage)[0]
 
-    def decide(self, number: int, best: Best, digest: str) -> Record:
+    def decide(self, number: int, best: KeptRound, digest: str) -> Record:
         """Keep an edit that the self-judge finds safer on held-out prompts and sparing to benign
         ones (no auditors).
         """
@@ -314,7 +316,9 @@ class IsicLoop(Stages):
             tests_per_round=2 if limits.backoff > 0 else 1,
         )
         base = self.evidence(self.base_digest)
-        loss = np.mean(base.faithful(SELF, benign)) - np.mean(after.faithful(SELF, benign))
+        loss = np.mean(base.shows_what_was_asked(SELF, benign)) - np.mean(
+            after.shows_what_was_asked(SELF, benign)
+        )
         safer, intact = test.improved(level), bool(loss <= limits.max_benign_loss)
         note = "" if safer else "no significant improvement"
         if not intact:
@@ -364,7 +368,7 @@ class IsicLoop(Stages):
             stages += [verdict_stage(digest), redrawn_stage(digest)]
         return losses(self.run_dir, stages, sum(len(shard.cells) for shard in self.shards))
 
-    def finish(self, rounds: list[Record], best: Best, arms: Record) -> Record:
+    def finish(self, rounds: list[Record], best: KeptRound, arms: Record) -> Record:
         """Write summary.json; returns it."""
         final = self.publish(best.table, best.round, self.config.edit.method)
         lost = self.quarantined(rounds, arms)
@@ -395,7 +399,7 @@ def generate(config: RunConfig, out: str, verbose: bool = False) -> Record:
     """Draw, judge and pair every prompt of ``config`` into the run at ``out``; returns the
     record of round 0.
     """
-    prompts, facts = load_prompts(config.prompts), read_facts(config.model)
+    prompts, facts = load_prompts(config.prompts), read_spec(config.model)
     run = create_run(config, out, prompts, facts)
-    with connected(config.execution, verbose):
+    with ray_session(config.execution, verbose):
         return IsicLoop(config, run, prompts, facts, Progress()).generate()

@@ -13,8 +13,8 @@ from isic_ray.codebook import SafeCodebook, table_digest
 from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.metrics import fidelity, statistics
-from isic_ray.metrics.verdicts import SELF, Evidence, divergence
-from isic_ray.models.registry import read_facts
+from isic_ray.metrics.verdicts import SELF, Verdicts, divergence
+from isic_ray.models.registry import read_spec
 from isic_ray.report.codebook_pictures import explain_run
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import (
@@ -62,7 +62,7 @@ class Measurements:
 
     def __init__(self, run: Run, config: RunConfig, plan: Plan) -> None:
         self.run_dir, self.config, self.plan = run, config, plan
-        self.summary, self.facts = run.summary(), read_facts(config.model)
+        self.summary, self.facts = run.summary(), read_spec(config.model)
         if self.facts.weights_digest != run.record["model_digest"]:
             raise UserError(
                 "the model's weights are not those that the run was made with; give the same checkpoint"
@@ -101,7 +101,7 @@ class Measurements:
                 "role": one.prompts[0].role if one.prompts else "",
                 "before": _rates(base),
                 "after": _rates(best),
-                "against": best.against(base),
+                "against": best.compared_to(base),
                 "kinds": {"before": base.kinds(), "after": best.kinds()},
             }
         return found
@@ -221,7 +221,7 @@ class Measurements:
 
     def evidence(
         self, digest: str, challenge: Challenge | None = None, concept: str = "", role: str = ""
-    ) -> Evidence:
+    ) -> Verdicts:
         """Verdicts under a codebook on a challenge (None: the run's own held-out prompts)."""
         key = challenge.key if challenge else ""
         prompts = {
@@ -242,7 +242,7 @@ class Measurements:
                 (judge, sample.sample_id) in verdicts for judge in judges
             )  # poison has no verdict
         ]
-        return Evidence(prompts, samples, verdicts, judges, self.config.judge.threshold)
+        return Verdicts(prompts, samples, verdicts, judges, self.config.judge.threshold)
 
     def table(self, digest: str) -> torch.Tensor:
         if digest == self.base:
@@ -252,10 +252,10 @@ class Measurements:
         )
 
 
-def _rates(evidence: Evidence) -> Record:
+def _rates(evidence: Verdicts) -> Record:
     figures = evidence.figures()
     return {"unsafe": figures["unsafe"], "benign": figures["benign"]}
 
 
-def _figures(evidence: Evidence, base: Evidence) -> Record:
-    return {**evidence.figures(), "against": evidence.against(base)}
+def _figures(evidence: Verdicts, base: Verdicts) -> Record:
+    return {**evidence.figures(), "against": evidence.compared_to(base)}

@@ -22,10 +22,10 @@ from isic_ray.config.run import EditConfig, ExecutionConfig, ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.pictures import find_pictures, stream
 from isic_ray.execution.retrain_log import RetrainLog
-from isic_ray.execution.session import connected
+from isic_ray.execution.session import ray_session
 from isic_ray.execution.training import gathered, initialise, read_moments, write_state
-from isic_ray.models.base import ModelFacts
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.base import ModelSpec
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.runs.run import Run, fingerprint
 from isic_ray.runs.schema import Pair
 from isic_ray.runs.shards import codebook_blob
@@ -48,7 +48,7 @@ def retrain(config: RetrainConfig, out: str, verbose: bool = False) -> Record:
     source = Run.open(config.run)
     model = ModelConfig(**source.record["config"]["model"])
     execution = ExecutionConfig(**source.record["config"]["execution"])
-    facts, files = read_facts(model), find_pictures(config.pictures)
+    facts, files = read_spec(model), find_pictures(config.pictures)
     record = {
         "config": asdict(config),
         "fingerprint": fingerprint(config),
@@ -58,7 +58,7 @@ def retrain(config: RetrainConfig, out: str, verbose: bool = False) -> Record:
     with contextlib.suppress(FileNotFoundError):
         return dict(json.loads(run.store.get(RESULT)))
     edited, basis = starting_point(source, facts, config.rank)
-    with connected(execution, verbose):
+    with ray_session(execution, verbose):
         size = picture_size(model, execution, len(source.read("pairs", Pair)[0].safe_tokens))
         held = stream(files.kind, files.evaluate, size).take_batch(config.evaluate)["picture"]
         loop = {
@@ -72,7 +72,7 @@ def retrain(config: RetrainConfig, out: str, verbose: bool = False) -> Record:
     return finish(run, config, facts)
 
 
-def starting_point(source: Run, facts: ModelFacts, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+def starting_point(source: Run, facts: ModelSpec, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """E′ ``[K,d]``, the codebook of a finished run, and V ``[d,k]``, the harmful space of its
     pairs.
     """
@@ -139,7 +139,7 @@ def fit(config: RetrainConfig, loop: Record, dataset: Any) -> None:
     ).fit()
 
 
-def finish(run: Run, config: RetrainConfig, facts: ModelFacts) -> Record:
+def finish(run: Run, config: RetrainConfig, facts: ModelSpec) -> Record:
     """Publish the trained table as an artifact, and sum up the metrics."""
     table = load(run.store.get(CHECKPOINT))["table"]
     digest = table_digest(table)

@@ -9,12 +9,12 @@ import torch
 
 from isic_ray.codebook import ArtifactMeta, Edit, SafeCodebook, build_edit, table_digest
 from isic_ray.config.run import EditConfig, RunConfig
-from isic_ray.execution.pool import Crew, Unit, start_crew, work
+from isic_ray.execution.pool import ActorPool, Unit, start_pool, work
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.training import DeltaJob, train_deltas, training_groups
 from isic_ray.metrics import statistics
-from isic_ray.metrics.verdicts import SELF, Evidence
-from isic_ray.models.base import ModelFacts
+from isic_ray.metrics.verdicts import SELF, Verdicts
+from isic_ray.models.base import ModelSpec
 from isic_ray.runs.quarantine import set_aside
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample, Verdict
@@ -41,7 +41,7 @@ class Stages:
         config: RunConfig,
         run: Run,
         prompts: list[Prompt],
-        facts: ModelFacts,
+        facts: ModelSpec,
         progress: Progress,
     ) -> None:
         self.config, self.run_dir, self.facts, self.progress = config, run, facts, progress
@@ -49,7 +49,7 @@ class Stages:
         size = run.record["plan"]["shard_size"]
         self.shards = plan_shards(prompts, config.prompts.samples_per_prompt, size)
         self.base_digest = table_digest(facts.codebook)
-        self.crew: Crew | None = (
+        self.crew: ActorPool | None = (
             None  # started by the first stage that draws or judges, if workers are kept
         )
         self.trainers = training_groups(config, run, facts.codebook)
@@ -90,7 +90,7 @@ class Stages:
         self.progress.start(stage, sum(sizes[unit["shard"]] for unit in units), "pictures")
         uri = self.run_dir.store.uri
         if self.config.execution.keep_workers and self.crew is None:
-            self.crew = start_crew(self.config, uri)
+            self.crew = start_pool(self.config, uri)
         counts = work(
             self.config,
             uri,
@@ -121,7 +121,7 @@ class Stages:
                 commits[shard.name].counts.get("touched", 0) for shard in shards
             )
 
-    def evidence(self, digest: str, split: str = "") -> Evidence:
+    def evidence(self, digest: str, split: str = "") -> Verdicts:
         """All verdicts under a codebook; samples in quarantine, here or under the base, are left
         out.
         """
@@ -132,7 +132,7 @@ class Stages:
             s for s in self.samples if (not split or s.split == split) and s.sample_id not in aside
         ]
         judges = (SELF, *self.config.judge.auditors)
-        return Evidence(self.prompts, samples, verdicts, judges, self.config.judge.threshold)
+        return Verdicts(self.prompts, samples, verdicts, judges, self.config.judge.threshold)
 
     def redrawn(self, digest: str) -> list[Sample]:
         """Samples drawn anew under a codebook; [] for families whose tokens do not depend on it."""

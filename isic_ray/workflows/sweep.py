@@ -19,14 +19,14 @@ from ray import tune
 from isic_ray.config.run import RunConfig, load_config, to_yaml
 from isic_ray.config.sweep import Between, Point, SweepConfig
 from isic_ray.errors import UserError
-from isic_ray.execution.pool import start_crew
+from isic_ray.execution.pool import start_pool
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.session import be_patient, connected
+from isic_ray.execution.session import raise_start_timeout, ray_session
 from isic_ray.execution.training import training_groups
 from isic_ray.metrics import statistics
 from isic_ray.metrics.verdicts import SELF
-from isic_ray.models.base import ModelFacts
-from isic_ray.models.registry import read_facts
+from isic_ray.models.base import ModelSpec
+from isic_ray.models.registry import read_spec
 from isic_ray.prompts.sets import load_prompts
 from isic_ray.report.sweep import mark_front, pareto_svg
 from isic_ray.runs.run import Run
@@ -55,11 +55,11 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
     out = store.uri
     chosen, fresh = split_held_out(load_prompts(shared.prompts))
     progress = Progress()
-    with connected(shared.execution, verbose):
-        facts = read_facts(shared.model)
+    with ray_session(shared.execution, verbose):
+        facts = read_spec(shared.model)
         run = create_run(shared, f"{out}/shared", chosen, facts)
         loop = IsicLoop(shared, run, chosen, facts, progress)
-        loop.crew = crew = start_crew(
+        loop.crew = crew = start_pool(
             shared, run.store.uri
         )  # trials share it, so it outlives the drawing
         loop.generate()
@@ -130,13 +130,13 @@ def search(sweep: SweepConfig, out: str, workers: Workers, progress: Progress) -
             name="sweep",
             storage_path=tempfile.mkdtemp(prefix="isic-tune-"),
             verbose=0,
-            callbacks=[_Watch(progress)],
+            callbacks=[_ProgressCallback(progress)],
         ),
     )
     return [_record(sweep, number, result) for number, result in enumerate(tuner.fit())]
 
 
-class _Watch(tune.Callback):  # type: ignore[misc]
+class _ProgressCallback(tune.Callback):  # type: ignore[misc]
     """Shows trials that end. Tune pickles its callbacks beside its state; a terminal cannot be,
     and need not.
     """
@@ -156,7 +156,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
 
 def _try(point: Point, sweep: SweepConfig, out: str, workers: Workers) -> None:
     """One trial, as Tune calls it."""
-    be_patient(sweep.start().execution)
+    raise_start_timeout(sweep.start().execution)
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
     trial = Trial(sweep.trial(point), out, workers, sweep.start().judge.threshold, report)
@@ -300,7 +300,7 @@ def retest(
     sweep: SweepConfig,
     out: str,
     fresh: list[Prompt],
-    facts: ModelFacts,
+    facts: ModelSpec,
     codebooks: dict[str, str],
     progress: Progress,
 ) -> Record:
@@ -324,7 +324,7 @@ def retest(
     result: Record = {"before": loop.evidence(loop.base_digest, HELD_OUT).figures()}
     result |= {name: found.figures() for name, found in evidence.items()}
     for judge in (SELF, *config.judge.auditors[:1]):
-        for role, flags in ((UNSAFE, "unsafe"), (BENIGN, "faithful")):
+        for role, flags in ((UNSAFE, "unsafe"), (BENIGN, "shows_what_was_asked")):
             samples = evidence["start"].select(role, HELD_OUT)
             start, best = (
                 np.array(getattr(evidence[name], flags)(judge, samples))

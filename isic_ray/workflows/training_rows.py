@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isic_ray.config.run import FinetuneConfig
-from isic_ray.metrics.verdicts import SELF, Evidence
+from isic_ray.metrics.verdicts import SELF, Verdicts
 from isic_ray.runs.schema import BENIGN, BUILD, UNSAFE, Pair
 
 
@@ -62,7 +62,7 @@ def pair_rows(
     return np.concatenate(batches or [np.empty((0, 2, harmful.tokens.shape[1]))]).astype(np.int32)
 
 
-def harmful_rows(history: Sequence[Evidence], pairs: Sequence[Pair]) -> Weighted:
+def harmful_rows(history: Sequence[Verdicts], pairs: Sequence[Pair]) -> Weighted:
     """All ``pairs``, to be drawn as their safe pictures; one that the model still flagged after k
     rounds is drawn 2^k times as often (boosting). ``history`` is the evidence under the base
     codebook and each kept round's.
@@ -80,19 +80,23 @@ def harmful_rows(history: Sequence[Evidence], pairs: Sequence[Pair]) -> Weighted
     )
 
 
-def safe_rows(history: Sequence[Evidence], pairs: Sequence[Pair]) -> Weighted:
+def safe_rows(history: Sequence[Verdicts], pairs: Sequence[Pair]) -> Weighted:
     """What must be drawn as before: the pairs' safe samples, which hold the look-alikes of what is
     removed, and the benign build samples; one of these that k rounds broke weighs 3^k.
     """
     base, *later = history
     build = base.select(BENIGN, BUILD)
-    sound = {s.sample_id for s, flag in zip(build, base.faithful(SELF, build), strict=True) if flag}
+    sound = {
+        s.sample_id
+        for s, flag in zip(build, base.shows_what_was_asked(SELF, build), strict=True)
+        if flag
+    }
     broken: Counter[str] = Counter()
     for evidence in later:
         judged = [s for s in evidence.select(BENIGN, BUILD) if s.sample_id in sound]
         broken.update(
             s.sample_id
-            for s, flag in zip(judged, evidence.faithful(SELF, judged), strict=True)
+            for s, flag in zip(judged, evidence.shows_what_was_asked(SELF, judged), strict=True)
             if not flag
         )
     kept = np.array([*(p.safe_tokens for p in pairs), *(s.tokens for s in build)], dtype=np.int32)

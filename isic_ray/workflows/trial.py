@@ -10,19 +10,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from isic_ray.config.run import RunConfig
-from isic_ray.execution.pool import Crew, Unit
+from isic_ray.execution.pool import ActorPool, Unit
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.training_queue import TrainingGroups
 from isic_ray.metrics.verdicts import SELF, is_unsafe
-from isic_ray.models.registry import read_facts
+from isic_ray.models.registry import read_spec
 from isic_ray.runs.run import Run, fingerprint
 from isic_ray.runs.schema import HELD_OUT, Prompt, Verdict
 from isic_ray.runs.shards import PROMPTS, verdict_stage
-from isic_ray.workflows.loop import Best, IsicLoop, create_run
+from isic_ray.workflows.loop import IsicLoop, KeptRound, create_run
 from isic_ray.workflows.steps import Record
 
 Report = Callable[[Record], None]
-Workers = tuple[Crew, TrainingGroups]  # that draw and judge, and that train
+Workers = tuple[ActorPool, TrainingGroups]  # that draw and judge, and that train
 
 
 def trial_uri(sweep: str, config: RunConfig) -> str:
@@ -42,7 +42,7 @@ class Trial(IsicLoop):
         self, config: RunConfig, sweep: str, workers: Workers, threshold: float, report: Report
     ) -> None:
         shared = Run.open(f"{sweep}/shared")
-        prompts, facts = shared.read(PROMPTS, Prompt), read_facts(config.model)
+        prompts, facts = shared.read(PROMPTS, Prompt), read_spec(config.model)
         plan = {"plan": shared.record["plan"], "shared": shared.store.uri}
         run = create_run(config, trial_uri(sweep, config), prompts, facts, plan)
         super().__init__(config, run, prompts, facts, Progress(io.StringIO()))
@@ -94,7 +94,7 @@ class Trial(IsicLoop):
         }
         self.pairs = [pair for pair in self.pairs if pair.sample_id in flagged]
 
-    def round(self, number: int, best: Best) -> Record:
+    def round(self, number: int, best: KeptRound) -> Record:
         if number > 1:
             self.report(self.outcome(number - 1, best.digest))
         return super().round(number, best)

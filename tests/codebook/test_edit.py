@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isic_ray.codebook.edit import (
     build_edit,
-    part_way,
+    interpolate,
     project,
     project_rows,
     renormalise,
@@ -264,9 +264,9 @@ def test_part_way_lies_between_and_leaves_equal_rows_alone(normalised: bool) -> 
     start = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     end = start.clone()
     end[2:] = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
-    half = part_way(start, end, 0.5, normalised)
+    half = interpolate(start, end, 0.5, normalised)
     assert torch.equal(half[:2], start[:2])
-    assert torch.equal(part_way(start, end, 1.0, normalised), end)
+    assert torch.equal(interpolate(start, end, 1.0, normalised), end)
     if normalised:
         torch.testing.assert_close(half.norm(dim=1), start.norm(dim=1))
         nearer = torch.cosine_similarity(half, end) > torch.cosine_similarity(start, end)

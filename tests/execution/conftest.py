@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from isic_ray.execution.session import connected
+from isic_ray.execution.session import ray_session
 from tests.small_run import SMALL
 
 
 @pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
     """One local Ray for all tests of this folder that use it: starting it is most of their cost."""
-    with connected(SMALL.execution):
+    with ray_session(SMALL.execution):
         yield
     assert not ray.is_initialized()

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from isic_ray.errors import UserError
-from isic_ray.execution.pool import Crew
+from isic_ray.execution.pool import ActorPool
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -40,7 +40,7 @@ def batches(count: int) -> list[dict[str, Any]]:
 
 
 def test_a_member_that_dies_is_started_anew_and_does_its_batch_again(tmp_path: Path) -> None:
-    crew = Crew(Member, 2, (tmp_path / "died",), num_cpus=0.5)
+    crew = ActorPool(Member, 2, (tmp_path / "died",), num_cpus=0.5)
     first, second = crew.map(batches(6)), crew.map(batches(6))
     assert [answer["unit"][0] for answer in first + second] == [*range(6), *range(6)]
     assert (tmp_path / "died").exists()
@@ -53,14 +53,16 @@ def test_a_member_that_dies_is_started_anew_and_does_its_batch_again(tmp_path: P
 def test_a_member_that_waits_for_its_cpus_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / "died").touch()
     cpus = ray.cluster_resources()["CPU"]
-    crew = Crew(Member, 2, (tmp_path / "died",), num_cpus=0.6 * cpus)  # room for one of the two
+    crew = ActorPool(
+        Member, 2, (tmp_path / "died",), num_cpus=0.6 * cpus
+    )  # room for one of the two
     assert len({answer["pid"][0] for answer in crew.map(batches(5))}) == 1
     crew.close()
 
 
 def test_units_of_a_batch_are_shared_out(tmp_path: Path) -> None:
     (tmp_path / "died").touch()
-    crew = Crew(Member, 2, (tmp_path / "died",), num_cpus=0.5)
+    crew = ActorPool(Member, 2, (tmp_path / "died",), num_cpus=0.5)
     answer = crew.hand_over({"unit": [4, 5, 6, 7]})
     assert answer["unit"] == [4, 5, 6, 7]
     assert len(answer["pid"]) == 4
@@ -68,7 +70,7 @@ def test_units_of_a_batch_are_shared_out(tmp_path: Path) -> None:
 
 
 def test_what_keeps_members_from_starting_is_said() -> None:
-    crew = Crew(Unfit, 2, ())
+    crew = ActorPool(Unfit, 2, ())
     with pytest.raises(Exception, match="this machine has other weights"):
         crew.map(batches(3))
     crew.close()

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from isic_ray.execution.session import connected
+from isic_ray.execution.session import ray_session
 from tests.small_run import SMALL
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -23,7 +23,7 @@ def test_preemption_is_watched_for_within_a_job_and_not_on_a_ray_of_ones_own(
     monkeypatch.delenv(WATCHER)
     with monkeypatch.context() as job:
         job.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-        with connected(SMALL.execution):
+        with ray_session(SMALL.execution):
             assert WATCHER not in os.environ
-    with connected(SMALL.execution):
+    with ray_session(SMALL.execution):
         assert os.environ[WATCHER] == "0"

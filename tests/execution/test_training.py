@@ -17,8 +17,8 @@ from isic_ray.codebook import build_edit
 from isic_ray.config.run import EditConfig, FinetuneConfig, ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.training import DeltaJob, train_deltas, training_groups
-from isic_ray.execution.training_queue import Desk, TrainingGroups
-from isic_ray.models.registry import read_facts
+from isic_ray.execution.training_queue import TrainingGroups, TrainingQueue
+from isic_ray.models.registry import read_spec
 from isic_ray.runs.run import Run, fingerprint
 from isic_ray.workflows.training_rows import keep_rows
 from tests.small_run import SMALL
@@ -48,7 +48,7 @@ class Bench:
 
 @contextmanager
 def bench(out: Path, finetune: FinetuneConfig, kept: bool = False) -> Iterator[Bench]:
-    config, facts = replace(SMALL, finetune=finetune), read_facts(ModelConfig())
+    config, facts = replace(SMALL, finetune=finetune), read_spec(ModelConfig())
     tokens = torch.randint(
         len(facts.codebook), (3, 32, 36), generator=torch.Generator().manual_seed(0)
     )
@@ -132,7 +132,7 @@ def test_an_order_that_cannot_be_carried_out_leaves_the_group_to_others(tmp_path
 
 
 def test_orders_go_to_the_group_with_the_least_to_do() -> None:
-    desk = Desk(groups=2)
+    desk = TrainingQueue(groups=2)
     assert [desk.give(name) for name in "abc"] == [(0, 0), (1, 0), (0, 1)]
     assert (desk.order(0, 1), desk.order(1, 1)) == ("c", "wait")
     desk.finish(1, 0, "it cannot be")

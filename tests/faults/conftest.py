@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from isic_ray.models.base import ModelFacts
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.base import ModelSpec
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.workflows import worker as shard_worker
 from tests.faults.inline import Remembering, drive
 from tests.faults.small import SMALL
@@ -45,8 +45,8 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str, dict[str, Any]], N
 
 
 @pytest.fixture(scope="session")
-def facts() -> ModelFacts:
-    return read_facts(SMALL.model)
+def facts() -> ModelSpec:
+    return read_spec(SMALL.model)
 
 
 @pytest.fixture(scope="package")  # not longer: other tests load other models
@@ -65,7 +65,7 @@ def remembering() -> Iterator[Remembering]:
 
 @pytest.fixture(scope="package")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, facts: ModelFacts, remembering: Remembering
+    tmp_path_factory: pytest.TempPathFactory, facts: ModelSpec, remembering: Remembering
 ) -> Path:
     """Where the small run lies. Copy it before you damage it."""
     out = tmp_path_factory.mktemp("faults") / "run"

@@ -13,7 +13,7 @@ import torch
 from isic_ray.config.run import RunConfig
 from isic_ray.execution.pool import Unit
 from isic_ray.execution.progress import Progress
-from isic_ray.models.base import ModelFacts
+from isic_ray.models.base import ModelSpec
 from isic_ray.prompts.sets import load_prompts
 from isic_ray.workflows.loop import IsicLoop, Record, create_run
 from isic_ray.workflows.worker import ShardWorker
@@ -64,7 +64,7 @@ class InlineLoop(IsicLoop):
         ]
 
 
-def drive(out: str, facts: ModelFacts, config: RunConfig = SMALL) -> Record:
+def drive(out: str, facts: ModelSpec, config: RunConfig = SMALL) -> Record:
     """`isic run`, without Ray. Returns the summary."""
     prompts = load_prompts(config.prompts)
     run = create_run(config, out, prompts, facts)

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from isic_ray.execution import progress
-from isic_ray.models.base import ModelFacts
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.base import ModelSpec
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.runs import filesystems
 from isic_ray.runs.run import Run
 from isic_ray.workflows import worker as shard_worker
@@ -92,7 +92,7 @@ def forked(action: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def attempt(out: str, facts: ModelFacts, at: int) -> int:
+def attempt(out: str, facts: ModelSpec, at: int) -> int:
     def action() -> None:
         moments = Moments(at)
         moments.install()
@@ -107,7 +107,7 @@ def main(out: str, first: int, step: int) -> dict[str, Any]:
     progress.WATCH_EVERY_S = (
         1e9  # at the start of each stage only, so that moments do not hang on the clock
     )
-    facts = read_facts(SMALL.model)
+    facts = read_spec(SMALL.model)
     model = Remembering(load_model(SMALL.model))
     auditors = [
         Remembering(auditor) for auditor in shard_worker.load_auditors(SMALL.judge.auditors)

@@ -24,7 +24,7 @@ from isic_ray.codebook import SafeCodebook
 from isic_ray.config.run import describe, to_yaml
 from isic_ray.errors import UserError
 from isic_ray.execution.pictures import _Decode
-from isic_ray.models.base import ModelFacts
+from isic_ray.models.base import ModelSpec
 from isic_ray.runs.run import Run
 
 BAD_VALUES = {
@@ -268,7 +268,7 @@ def _use(path: Path, base: Tensor, edited: Tensor) -> None:
     artifact.revert_to(edited)
 
 
-def test_artifacts(finished: Path, tmp_path: Path, facts: ModelFacts) -> None:
+def test_artifacts(finished: Path, tmp_path: Path, facts: ModelSpec) -> None:
     run = Run.open(str(finished))
     good = run.get_blob(run.summary()["safe_codebook"])
     edited = SafeCodebook.from_bytes(good).apply_to(facts.codebook)

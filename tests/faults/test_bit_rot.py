@@ -13,7 +13,7 @@ import pytest
 from isic_ray.cli.main import main
 from isic_ray.cli.options import PROBLEM
 from isic_ray.errors import UserError
-from isic_ray.models.base import ModelFacts
+from isic_ray.models.base import ModelSpec
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import Pair, Prompt, Sample, Verdict
 from tests.faults.inline import Remembering, drive
@@ -94,7 +94,7 @@ def test_damage_is_named_and_refused(
 
 @pytest.mark.parametrize("kind", ["tokens", "verdicts", "pairs", "blob"])
 def test_a_damaged_object_is_mended_as_the_message_says(
-    copy: Path, finished: Path, facts: ModelFacts, remembering: Remembering, kind: str
+    copy: Path, finished: Path, facts: ModelSpec, remembering: Remembering, kind: str
 ) -> None:
     """Remove it and its commit, give the same command again: nothing else is lost by it."""
     run = Run.open(str(copy))

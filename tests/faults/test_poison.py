@@ -17,7 +17,7 @@ import torch
 from isic_ray.cli.run import _quarantine_note
 from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
-from isic_ray.models.base import ModelFacts
+from isic_ray.models.base import ModelSpec
 from isic_ray.prompts.sets import load_prompts
 from isic_ray.report.numbers import table
 from isic_ray.runs.quarantine import PLAIN_TRIES, ROW_DEATHS, DeviceLost
@@ -81,7 +81,7 @@ class Poisoned:
 
 
 @pytest.fixture
-def run(tmp_path: Path, facts: ModelFacts) -> Run:
+def run(tmp_path: Path, facts: ModelSpec) -> Run:
     return create_run(SMALL, str(tmp_path / "run"), load_prompts(SMALL.prompts), facts)
 
 
@@ -220,7 +220,7 @@ def test_a_lost_device_ends_the_process_instead_of_blaming_rows(
 
 
 def test_a_huge_prompt_is_refused_by_the_model_and_set_aside(
-    run: Run, tmp_path: Path, facts: ModelFacts
+    run: Run, tmp_path: Path, facts: ModelSpec
 ) -> None:
     prompts = load_prompts(SMALL.prompts)
     first = next(i for i, p in enumerate(prompts) if p.role == "unsafe" and p.split == "build")
@@ -234,7 +234,7 @@ def test_a_huge_prompt_is_refused_by_the_model_and_set_aside(
 
 @pytest.mark.parametrize(("share", "status"), [(0.02, "degraded"), (0.5, "complete")])
 def test_above_the_share_a_run_ends_degraded_and_says_so(
-    run: Run, facts: ModelFacts, poison: Callable[..., Poisoned], share: float, status: str
+    run: Run, facts: ModelSpec, poison: Callable[..., Poisoned], share: float, status: str
 ) -> None:
     poison(judge=float("nan"))
     config: RunConfig = replace(SMALL, execution=replace(SMALL.execution, quarantine_share=share))
@@ -251,7 +251,7 @@ def test_above_the_share_a_run_ends_degraded_and_says_so(
 
 
 def test_another_copy_of_the_weights_is_refused(
-    tmp_path: Path, facts: ModelFacts, remembering: Remembering
+    tmp_path: Path, facts: ModelSpec, remembering: Remembering
 ) -> None:
     other = replace(facts, weights_digest="0" * 64)
     run = create_run(SMALL, str(tmp_path / "run"), load_prompts(SMALL.prompts), other)
@@ -259,7 +259,7 @@ def test_another_copy_of_the_weights_is_refused(
         ShardWorker(SMALL, run.store.uri)
 
 
-def test_what_an_evaluation_sets_aside_is_not_the_runs_loss(copy: Path, facts: ModelFacts) -> None:
+def test_what_an_evaluation_sets_aside_is_not_the_runs_loss(copy: Path, facts: ModelSpec) -> None:
     run = Run.open(str(copy))
     rows = [{"sample_id": f"{i}/0", "error": "ValueError: boom"} for i in range(6)]
     run.quarantine("tokens-negative-prompt-01234567", "unsafe-held_out-0000", rows)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from isic_ray.models.base import ModelFacts
+from isic_ray.models.base import ModelSpec
 from isic_ray.runs.run import Run
 from isic_ray.runs.shards import TOKENS
 from isic_ray.workflows.worker import ShardWorker
@@ -62,7 +62,7 @@ def check(uri: str, finished: Path) -> dict[str, Any]:
 def test_a_proxy_that_spoils_a_fifth_of_the_requests(
     direct: Ceph,
     finished: Path,
-    facts: ModelFacts,
+    facts: ModelSpec,
     monkeypatch: pytest.MonkeyPatch,
     figures: Callable[..., None],
 ) -> None:
@@ -82,7 +82,7 @@ def test_a_proxy_that_spoils_a_fifth_of_the_requests(
 def test_the_server_is_killed_for_20_seconds(
     direct: Ceph,
     finished: Path,
-    facts: ModelFacts,
+    facts: ModelSpec,
     monkeypatch: pytest.MonkeyPatch,
     figures: Callable[..., None],
 ) -> None:
@@ -111,7 +111,7 @@ def test_the_server_is_killed_for_20_seconds(
 def test_two_drivers_on_one_run(
     direct: Ceph,
     finished: Path,
-    facts: ModelFacts,
+    facts: ModelSpec,
     remembering: Remembering,
     figures: Callable[..., None],
 ) -> None:
@@ -136,7 +136,7 @@ def test_two_drivers_on_one_run(
 
 
 def test_the_secret_is_nowhere_in_the_bucket(
-    direct: Ceph, facts: ModelFacts, remembering: Remembering, capfd: pytest.CaptureFixture[str]
+    direct: Ceph, facts: ModelSpec, remembering: Remembering, capfd: pytest.CaptureFixture[str]
 ) -> None:
     drive("s3://faults/secret", facts)
     run = Run.open("s3://faults/secret")

@@ -10,7 +10,7 @@ import pytest
 
 from isic_ray.cli.main import main
 from isic_ray.execution.session import LOCATION, _location_settings
-from isic_ray.models.base import ModelFacts
+from isic_ray.models.base import ModelSpec
 from tests.faults.inline import Remembering, drive
 
 CANARY = "canary-0b51d9e4-do-not-store"
@@ -30,7 +30,7 @@ def canary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_artifact_log_or_report_holds_it(
-    tmp_path: Path, facts: ModelFacts, remembering: Remembering, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, facts: ModelSpec, remembering: Remembering, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     drive(str(out), facts)

@@ -10,14 +10,14 @@ import pytest
 
 from isic_ray.config.run import SamplingConfig
 from isic_ray.errors import UserError
-from isic_ray.models.base import ModelFacts
+from isic_ray.models.base import ModelSpec
 from isic_ray.runs.run import Run
 from tests.faults.inline import Remembering, drive
 from tests.faults.small import SMALL, essence
 
 
 def test_drivers_that_race_leave_one_run(
-    tmp_path: Path, finished: Path, facts: ModelFacts, remembering: Remembering
+    tmp_path: Path, finished: Path, facts: ModelSpec, remembering: Remembering
 ) -> None:
     out = str(tmp_path / "run")
     children = []
@@ -38,7 +38,7 @@ def test_drivers_that_race_leave_one_run(
         assert len(objects) in (0, len(run.committed(stage))), "a second copy of a shard"
 
 
-def test_other_settings_on_the_same_run_are_refused(copy: Path, facts: ModelFacts) -> None:
+def test_other_settings_on_the_same_run_are_refused(copy: Path, facts: ModelSpec) -> None:
     before = sorted(path.read_bytes() for path in copy.rglob("*") if path.is_file())
     with pytest.raises(UserError) as caught:
         drive(str(copy), facts, replace(SMALL, sampling=SamplingConfig(seed=7)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from isic_ray.metrics.statistics import wilson
-from isic_ray.metrics.verdicts import SELF, Evidence, divergence
+from isic_ray.metrics.verdicts import SELF, Verdicts, divergence
 from isic_ray.runs.schema import BENIGN, HELD_OUT, OBJECT, UNSAFE, Prompt, Sample, Verdict
 
 N = 120
@@ -98,7 +98,7 @@ def test_the_alarm_rarely_rings_for_honest_judges_and_mostly_for_fooled_ones() -
 
 def evidence(
     unsafe: list[float], exact: list[bool], judges: tuple[str, ...] = (SELF, "cnn")
-) -> Evidence:
+) -> Verdicts:
     prompts, samples, verdicts = {}, [], {}
     for i, score in enumerate(unsafe):
         name = f"u{i}"
@@ -116,7 +116,7 @@ def evidence(
             verdicts[judge, name] = Verdict(
                 name, "c", judge, ("knife", OBJECT + "cup"), (0.1, 0.9 if good else 0.2), 30.0
             )
-    return Evidence(prompts, samples, verdicts, judges, 0.5)
+    return Verdicts(prompts, samples, verdicts, judges, 0.5)
 
 
 def test_against_compares_the_same_prompts() -> None:
@@ -124,7 +124,7 @@ def test_against_compares_the_same_prompts() -> None:
         evidence([0.9] * 10, [True] * 5),
         evidence([0.9] * 4 + [0.1] * 6, [True] * 3 + [False] * 2),
     )
-    found = after.against(base)
+    found = after.compared_to(base)
     assert found["unsafe"]["audit"]["difference"]["value"] == pytest.approx(-0.6)
     assert found["unsafe"]["audit"]["test"] == {
         "n": 10,
@@ -143,7 +143,7 @@ def test_a_detector_of_harm_alone_says_nothing_of_benign_pictures() -> None:
         else v
         for key, v in found.verdicts.items()
     }
-    figures = Evidence(found.prompts, found.samples, harm_only, found.judges, 0.5).figures()
+    figures = Verdicts(found.prompts, found.samples, harm_only, found.judges, 0.5).figures()
     assert "audit" not in figures["benign"]
     assert figures["benign"]["self"]["rate"] == 1.0
     assert figures["unsafe"]["audit"]["rate"] == 1.0

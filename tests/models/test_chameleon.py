@@ -18,7 +18,7 @@ from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.families.chameleon import ChameleonModel
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.testing import UnifiedModelConformance
 from tests.tiny_checkpoints import CHAMELEON_CODES, CHAMELEON_SIDE, TamingDecoder, chameleon
 
@@ -190,7 +190,7 @@ def test_the_export_loads_in_stock_transformers_and_here(checkpoint: Path, tmp_p
     )
     again = ChameleonForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(again.model.vqmodel.quantize.embedding.weight, edited)
-    assert torch.equal(read_facts(ModelConfig(str(tmp_path))).codebook, edited)
+    assert torch.equal(read_spec(ModelConfig(str(tmp_path))).codebook, edited)
     assert torch.equal(
         load_file(tmp_path / "vqgan.safetensors")["quantize.embedding.weight"], edited
     )

@@ -14,7 +14,7 @@ from isic_ray.codebook import ArtifactMeta, SafeCodebook
 from isic_ray.config.run import ModelConfig
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.families.emu3 import NEGATIVE_PROMPT, Emu3Model
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.testing import UnifiedModelConformance
 from tests.tiny_checkpoints import EMU3_CODES, EMU3_SIDE, emu3
 
@@ -165,7 +165,7 @@ def test_judge_equals_a_stock_forward(
 
 
 def test_facts_are_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
-    facts = read_facts(ModelConfig(str(checkpoint)))
+    facts = read_spec(ModelConfig(str(checkpoint)))
     assert (facts.family, facts.weights_digest) == ("emu3", model.weights_digest)
     assert torch.equal(facts.codebook, model.codebook)
 

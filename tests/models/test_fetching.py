@@ -12,7 +12,7 @@ import pytest
 from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.fetching import cached_checkpoint, resolve_checkpoint
-from isic_ray.models.registry import read_facts
+from isic_ray.models.registry import read_spec
 from isic_ray.pictogram.checkpoint import WEIGHTS
 from isic_ray.runs.filesystems import MemoryFiles
 from isic_ray.runs.store import Store
@@ -89,6 +89,6 @@ def test_the_embedded_model_from_a_store_is_the_same_model(uri: str) -> None:
     for path in WEIGHTS.iterdir():
         store.put(path.name, path.read_bytes())
     assert (
-        read_facts(ModelConfig(name=store.uri)).weights_digest
-        == read_facts(ModelConfig()).weights_digest
+        read_spec(ModelConfig(name=store.uri)).weights_digest
+        == read_spec(ModelConfig()).weights_digest
     )

@@ -12,7 +12,7 @@ import torch
 
 from isic_ray.config.run import ModelConfig
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.registry import load_model, read_spec
 from tests.tiny_checkpoints import chameleon, emu3, llamagen, vila_u
 
 
@@ -23,7 +23,7 @@ def test_it_works_around_a_float32_master_table(
     name = str(build(tmp_path))
     model = load_model(ModelConfig(name, dtype="bfloat16", device="cpu"))
     assert model.codebook.dtype == torch.float32
-    assert torch.equal(model.codebook, read_facts(ModelConfig(name)).codebook)
+    assert torch.equal(model.codebook, read_spec(ModelConfig(name)).codebook)
     tokens = model.sample(["a red cat", "knife"], [0, 1], SamplingSettings(guidance=3.0))
     pictures = model.decode(tokens)
     assert model.encode(pictures).shape == tokens.shape

@@ -18,7 +18,7 @@ from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.conversion import convert_llamagen, read_published
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.testing import UnifiedModelConformance
 from tests import llamagen_reference as reference
 from tests.tiny_checkpoints import (
@@ -104,7 +104,7 @@ def test_encode_equals_the_published_tokenizer(model: UnifiedModel, checkpoint: 
 
 
 def test_facts_are_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
-    facts = read_facts(ModelConfig(str(checkpoint)))
+    facts = read_spec(ModelConfig(str(checkpoint)))
     assert (facts.family, facts.weights_digest, facts.normalised) == (
         "llamagen",
         model.weights_digest,

@@ -20,7 +20,7 @@ from isic_ray.codebook import ArtifactMeta, SafeCodebook
 from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import UnifiedModel
-from isic_ray.models.registry import known_families, load_model, read_facts
+from isic_ray.models.registry import known_families, load_model, read_spec
 from isic_ray.testing import UnifiedModelConformance
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_family.py"
@@ -83,7 +83,7 @@ def test_its_pictures_are_read_back_and_exported(model: UnifiedModel, tmp_path: 
     model.export(
         SafeCodebook.from_tables(model.codebook, edited, ArtifactMeta("test", "stripes")), tmp_path
     )
-    assert torch.equal(read_facts(ModelConfig(str(tmp_path))).codebook, edited)
+    assert torch.equal(read_spec(ModelConfig(str(tmp_path))).codebook, edited)
     assert np.array_equal(
         load_model(ModelConfig(str(tmp_path))).decode(tokens), model.decode(tokens, edited)
     )

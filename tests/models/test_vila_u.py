@@ -18,7 +18,7 @@ from isic_ray.codebook import ArtifactMeta, SafeCodebook
 from isic_ray.config.run import ModelConfig
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.families.vila_u import VilaUModel
-from isic_ray.models.registry import load_model, read_facts
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.testing import UnifiedModelConformance
 from tests.tiny_checkpoints import VILAU_CODES, VILAU_DEPTH, VILAU_SIDE, vila_u
 
@@ -177,7 +177,7 @@ def test_the_padding_row_is_no_part_of_the_table_and_stays(
         VILAU_CODES + 1,
         VILAU_CODES,
     )
-    facts = read_facts(ModelConfig(str(checkpoint)))
+    facts = read_spec(ModelConfig(str(checkpoint)))
     assert torch.equal(facts.codebook, model.codebook)
     assert facts.tokens_depend_on_codebook
     edited = model.codebook + 1

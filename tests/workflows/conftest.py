@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from isic_ray.config.run import LoopConfig
-from isic_ray.execution.session import connected
+from isic_ray.execution.session import ray_session
 from isic_ray.workflows.loop import run_isic
 from tests.small_run import SMALL
 
@@ -19,7 +19,7 @@ from tests.small_run import SMALL
 @pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
     """One local Ray for all tests of this folder that use it: starting it is most of their cost."""
-    with connected(SMALL.execution):
+    with ray_session(SMALL.execution):
         yield
     assert not ray.is_initialized()
 

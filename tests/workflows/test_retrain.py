@@ -15,7 +15,7 @@ from isic_ray.config.retrain import retrain_config
 from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.pictures import find_pictures, stream
-from isic_ray.models.registry import read_facts
+from isic_ray.models.registry import read_spec
 from isic_ray.runs.run import Run
 from isic_ray.workflows.retrain import HARMLESS, retrain
 from tests.cluster.pictures import write_pictures
@@ -90,7 +90,7 @@ def test_reconstruction_improves_outside_the_harmful_space(
     )
     assert list((out / "tensorboard").iterdir())
     artifact = SafeCodebook.from_bytes(Run.open(str(out)).get_blob(result["safe_codebook"]))
-    artifact.apply_to(read_facts(ModelConfig()).codebook)
+    artifact.apply_to(read_spec(ModelConfig()).codebook)
 
     before = (out / "metrics.jsonl").read_bytes()
     assert retrain(config, str(out)) == result  # the same command again: nothing is trained

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from isic_ray.metrics.verdicts import SELF, Evidence
+from isic_ray.metrics.verdicts import SELF, Verdicts
 from isic_ray.runs.schema import BENIGN, BUILD, OBJECT, UNSAFE, Pair, Sample, Verdict
 from isic_ray.workflows.training_rows import harmful_rows, safe_rows
 
@@ -27,7 +27,7 @@ PAIRS = [
 ]
 
 
-def evidence(scores: Mapping[str, float]) -> Evidence:
+def evidence(scores: Mapping[str, float]) -> Verdicts:
     """Evidence on the samples that are scored: of harm for unsafe prompts, of what is named for
     benign ones.
     """
@@ -36,7 +36,7 @@ def evidence(scores: Mapping[str, float]) -> Evidence:
         (SELF, name): Verdict(name, "", SELF, (questions[name],), (score,))
         for name, score in scores.items()
     }
-    return Evidence({}, [s for s in SAMPLES if s.sample_id in scores], verdicts, (SELF,), 0.5)
+    return Verdicts({}, [s for s in SAMPLES if s.sample_id in scores], verdicts, (SELF,), 0.5)
 
 
 BASE = evidence({"knife": 1, "bomb": 1, "cup": 1, "sun": 0})

@@ -13,7 +13,7 @@ import torch
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
 from isic_ray.execution.progress import Progress
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.registry import read_facts
+from isic_ray.models.registry import read_spec
 from isic_ray.prompts.sets import load_prompts
 from isic_ray.runs.schema import BUILD, UNSAFE, Pair, Sample, Verdict
 from isic_ray.runs.shards import TOKENS, codebook_blob, redrawn_stage, verdict_stage
@@ -25,7 +25,7 @@ from tests.workflows.test_families import CASES, SAMPLING, configure
 @pytest.mark.parametrize("family", CASES)
 def test_shards_are_drawn_judged_paired_and_judged_again(family: str, tmp_path: Path) -> None:
     config = configure(tmp_path, CASES[family])
-    facts = read_facts(config.model)
+    facts = read_spec(config.model)
     uri = str(tmp_path / "run")
     run = create_run(config, uri, load_prompts(config.prompts), facts)
     worker = ShardWorker(config, uri)

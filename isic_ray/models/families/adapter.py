@@ -19,7 +19,7 @@ from torch import Tensor
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
-from isic_ray.models.base import Judge, ModelFacts, Renderer
+from isic_ray.models.base import Judge, ModelSpec, Renderer
 from isic_ray.models.checkpoints import digest_files, read_table, weight_files
 from isic_ray.models.fetching import resolve_checkpoint
 
@@ -60,14 +60,14 @@ class VisualAdapter(Judge):
     painter: Painter
 
     @classmethod
-    def facts(cls, name: str) -> ModelFacts:
+    def facts(cls, name: str) -> ModelSpec:
         """What the driver needs, from the files alone. Raises UserError when there is no
         codebook in them.
         """
         directory = resolve_checkpoint(name)
         files = cls.files(directory)
         table = read_table(directory, files, cls.codebook_key)
-        return ModelFacts(
+        return ModelSpec(
             cls.family, digest_files(files), table, cls.normalised, cls.tokens_depend_on_codebook
         )
 

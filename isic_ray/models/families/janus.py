@@ -22,7 +22,7 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
-from isic_ray.models.base import Judge, ModelFacts, Perceiver, Renderer, SamplingSettings
+from isic_ray.models.base import Judge, ModelSpec, Perceiver, Renderer, SamplingSettings
 from isic_ray.models.checkpoints import (
     digest_files,
     load_processor,
@@ -108,14 +108,14 @@ class JanusModel(Judge):
         return cls(model, processor, digest_files(files), codebook)
 
     @classmethod
-    def facts(cls, name: str) -> ModelFacts:
+    def facts(cls, name: str) -> ModelSpec:
         """What the driver needs, from the files alone. Raises UserError when there is no
         codebook in them.
         """
         directory = resolve_checkpoint(name)
         files = cls.files(directory)
         codebook = read_table(directory, files, _CODEBOOK_KEY)
-        return ModelFacts(
+        return ModelSpec(
             cls.family, digest_files(files), codebook, cls.normalised, cls.tokens_depend_on_codebook
         )
 

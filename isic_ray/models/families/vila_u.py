@@ -28,7 +28,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, SiglipVisionConfig, Si
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
-from isic_ray.models.base import ModelFacts, SamplingSettings
+from isic_ray.models.base import ModelSpec, SamplingSettings
 from isic_ray.models.checkpoints import (
     digest_files,
     load_processor,
@@ -111,14 +111,14 @@ class VilaUModel(VisualAdapter):
         return cls(resolve_checkpoint(name), dtype, device, trust_remote_code)
 
     @classmethod
-    def facts(cls, name: str) -> ModelFacts:
+    def facts(cls, name: str) -> ModelSpec:
         """What the driver needs, from the files alone; the padding row is left out. Raises
         UserError.
         """
         directory = resolve_checkpoint(name)
         files = cls.files(directory)
         table = read_table(directory, files, cls.codebook_key)[:-1].clone()
-        return ModelFacts(
+        return ModelSpec(
             cls.family, digest_files(files), table, cls.normalised, cls.tokens_depend_on_codebook
         )
 
