@@ -108,7 +108,9 @@ class LocalFiles:
             os.makedirs(folder, exist_ok=True)
         # a file is in the way; not to be confused with a lost race for the key
         except FileExistsError as error:
-            raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of the directory", folder) from error
+            raise NotADirectoryError(
+                errno.ENOTDIR, "a file is in the way of the directory", folder
+            ) from error
         temporary = os.path.join(folder, f".tmp-{os.getpid()}-{secrets.token_hex(8)}")
         try:
             self._write_new(temporary, data)
@@ -199,8 +201,14 @@ class S3Files(_FsspecFiles):
         # One layer retries, `Store`: botocore and s3fs would multiply its tries. A private
         # instance, so that this setting leaks into nobody else's filesystem; no listing cache,
         # because other processes write here too.
-        once = {"retries": {"total_max_attempts": 1, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 30}
-        filesystem = s3fs.S3FileSystem(config_kwargs=once, use_listings_cache=False, skip_instance_cache=True)
+        once = {
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "connect_timeout": 10,
+            "read_timeout": 30,
+        }
+        filesystem = s3fs.S3FileSystem(
+            config_kwargs=once, use_listings_cache=False, skip_instance_cache=True
+        )
         filesystem.retries = 1
         super().__init__(root, filesystem)
 
@@ -212,5 +220,7 @@ class S3Files(_FsspecFiles):
 
     def _put(self, key: str, data: bytes, mode: str) -> None:
         if len(data) >= SINGLE_PUT_BYTES:
-            raise ValueError(f"{key}: {len(data)} bytes do not fit one S3 request; split the object")
+            raise ValueError(
+                f"{key}: {len(data)} bytes do not fit one S3 request; split the object"
+            )
         self._fs.pipe_file(self._path(key), data, mode=mode, chunksize=SINGLE_PUT_BYTES)

@@ -53,9 +53,17 @@ class Attempt:
 
     def note(self, row: str) -> None:
         """Notes that ``row`` is under way ("": all rows together)."""
-        self.run.write_note(_key(self.stage, self.shard), {"tries": self.tries, "deaths": self.deaths, "row": row})
+        self.run.write_note(
+            _key(self.stage, self.shard), {"tries": self.tries, "deaths": self.deaths, "row": row}
+        )
 
-    def commit(self, rows: list[Any], kind: type, poison: list[Record], counts: dict[str, int] | None = None) -> None:
+    def commit(
+        self,
+        rows: list[Any],
+        kind: type,
+        poison: list[Record],
+        counts: dict[str, int] | None = None,
+    ) -> None:
         """Commits the rows after the poison beside them, and forgets the tries: the commit's counts
         have their number.
 
@@ -128,7 +136,11 @@ def losses(run: Run, stages: Iterable[str], planned: int) -> Record:
         kinds.setdefault(str(row["error"]).partition(":")[0], []).append(str(row["error"]))
     common = sorted(kinds.values(), key=lambda errors: -len(errors))
     share = len({row["sample_id"] for row in rows}) / max(1, planned)
-    return {"rows": len(rows), "share": round(share, 6), "errors": {errors[0]: len(errors) for errors in common[:5]}}
+    return {
+        "rows": len(rows),
+        "share": round(share, 6),
+        "errors": {errors[0]: len(errors) for errors in common[:5]},
+    }
 
 
 def _key(stage: str, shard: str) -> str:
@@ -136,7 +148,12 @@ def _key(stage: str, shard: str) -> str:
 
 
 def _poison(attempt: Attempt, name: str, error: Exception) -> Record:
-    return {"sample_id": name, "stage": attempt.stage, "shard": attempt.shard, "error": _one_line(error)}
+    return {
+        "sample_id": name,
+        "stage": attempt.stage,
+        "shard": attempt.shard,
+        "error": _one_line(error),
+    }
 
 
 def _one_line(error: Exception) -> str:

@@ -40,7 +40,9 @@ def differences(asked: Record, found: Record) -> list[str]:
     """ "edit.rank: 2 here, 3 in the run" for all that forbids resuming; [] when the run may be
     resumed.
     """
-    pinned = {key: asked[key] for key in PINNED if key in asked and asked[key] != found.get(key, "")}
+    pinned = {
+        key: asked[key] for key in PINNED if key in asked and asked[key] != found.get(key, "")
+    }
     lines = [f"{key}: {value} here, {found.get(key)} in the run" for key, value in pinned.items()]
     if asked["fingerprint"] == found.get("fingerprint"):
         return lines
@@ -75,7 +77,11 @@ def seal(record: Record, indent: int | None = None) -> bytes:
     """
     content = {name: value for name, value in record.items() if name != SEAL}
     sealed = {**content, SEAL: sha256_of(_json(as_json(content)))}
-    return _json(sealed) if indent is None else json.dumps(sealed, indent=indent, allow_nan=False).encode()
+    return (
+        _json(sealed)
+        if indent is None
+        else json.dumps(sealed, indent=indent, allow_nan=False).encode()
+    )
 
 
 def as_json(value: Record) -> Record:

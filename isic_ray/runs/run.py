@@ -26,7 +26,18 @@ import pyarrow.parquet as pq
 
 from isic_ray.errors import UserError
 from isic_ray.runs.linked import LinkedStore
-from isic_ray.runs.records import Damaged, Record, differences, fingerprint, parse_object, as_json, seal, sha256_of, json_or_repr, unseal
+from isic_ray.runs.records import (
+    Damaged,
+    Record,
+    as_json,
+    differences,
+    fingerprint,
+    json_or_repr,
+    parse_object,
+    seal,
+    sha256_of,
+    unseal,
+)
 from isic_ray.runs.schema import SCHEMA_VERSION, from_table, to_table
 from isic_ray.runs.store import Conflict, Store
 
@@ -100,7 +111,9 @@ class Run:
         try:
             record = unseal(store.get("run.json"), f"{store.uri}/run.json")
         except FileNotFoundError:
-            raise UserError(f"{store.uri} is not a run (it has no run.json); give the --out of `isic run`.") from None
+            raise UserError(
+                f"{store.uri} is not a run (it has no run.json); give the --out of `isic run`."
+            ) from None
         if record.get("schema") != SCHEMA_VERSION:
             raise UserError(
                 f"{store.uri} was written with schema version {record.get('schema')}, this isic_ray reads "
@@ -112,7 +125,9 @@ class Run:
 
     # Shards
 
-    def commit(self, stage: str, shard: str, rows: list[Any], kind: type, counts: Record | None = None) -> Commit:
+    def commit(
+        self, stage: str, shard: str, rows: list[Any], kind: type, counts: Record | None = None
+    ) -> Commit:
         """Stores the rows (of dataclass ``kind``, in `schema.ARROW`) of one shard; idempotent.
 
         The first commit of a shard stands: a later writer gets the winner's commit, whatever its
@@ -166,8 +181,14 @@ class Run:
         if shards is None:
             commits = list(self.committed(stage).values())
         else:
-            commits = list(self.store.each(self._read_commit, [_commit_key(stage, shard) for shard in shards]))
-        return [row for rows in self.store.each(lambda commit: self._rows(commit, kind), commits) for row in rows]
+            commits = list(
+                self.store.each(self._read_commit, [_commit_key(stage, shard) for shard in shards])
+            )
+        return [
+            row
+            for rows in self.store.each(lambda commit: self._rows(commit, kind), commits)
+            for row in rows
+        ]
 
     def read_shard(self, stage: str, shard: str, kind: type[T]) -> list[T]:
         """One shard's rows. Raises FileNotFoundError if not committed, `Damaged`, ValueError if
@@ -211,7 +232,10 @@ class Run:
     def rounds(self) -> dict[int, Record]:
         """Decisions by round, ascending."""
         numbers = [_ROUND.fullmatch(key) for key in self.store.list("rounds")]
-        return {n: self._record(f"rounds/{n}.json") for n in sorted(int(match[1]) for match in numbers if match)}
+        return {
+            n: self._record(f"rounds/{n}.json")
+            for n in sorted(int(match[1]) for match in numbers if match)
+        }
 
     def quarantine(self, stage: str, shard: str, rows: list[Record]) -> int:
         """Sets poison rows (with their error) aside, before the `commit` of the same shard; returns
@@ -221,7 +245,9 @@ class Run:
         kept as their repr.
         """
         key = f"quarantine/{_name(stage)}/{_name(shard)}.json"
-        safe_rows = [{str(name): json_or_repr(value) for name, value in row.items()} for row in rows]
+        safe_rows = [
+            {str(name): json_or_repr(value) for name, value in row.items()} for row in rows
+        ]
         return len(self._first_record(key, {"rows": safe_rows})["rows"])
 
     def quarantined(self, stage: str | None = None) -> list[Record]:
@@ -283,13 +309,22 @@ class Run:
         """Reads every committed object again; one sentence for each problem, [] when all is
         well.
         """
-        checks: list[tuple[Callable[[str], Any], str]] = [(lambda _: Run.open(self.store), "run.json")]
-        checks += [(self._record, key) for key in self.store.list("rounds") if _ROUND.fullmatch(key)]
+        checks: list[tuple[Callable[[str], Any], str]] = [
+            (lambda _: Run.open(self.store), "run.json")
+        ]
+        checks += [
+            (self._record, key) for key in self.store.list("rounds") if _ROUND.fullmatch(key)
+        ]
         checks += [(self._record, key) for key in self.store.list("quarantine")]
         checks += [(self._check_commit, key) for key in self.store.list("commits")]
-        checks += [(self._check_page, key) for key in self.store.list("report") if key.endswith(".html")]
+        checks += [
+            (self._check_page, key) for key in self.store.list("report") if key.endswith(".html")
+        ]
         if self.store.exists("summary.json") or self.store.exists("ended.json"):
-            checks += [(lambda _: self.summary(), "summary.json"), (self._check_ended, "ended.json")]
+            checks += [
+                (lambda _: self.summary(), "summary.json"),
+                (self._check_ended, "ended.json"),
+            ]
         return [problem for problem in self.store.each(_problem, checks) if problem]
 
     def _check_commit(self, key: str) -> None:
@@ -303,14 +338,18 @@ class Run:
             raise Damaged(f"{self.store.uri}/{key}: unknown schema version {version}.")
         rows = pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
         if rows != commit.rows:
-            raise Damaged(f"{self.store.uri}/{commit.object} has {rows} rows, its commit says {commit.rows}.")
+            raise Damaged(
+                f"{self.store.uri}/{commit.object} has {rows} rows, its commit says {commit.rows}."
+            )
 
     def _check_ended(self, key: str) -> None:
         present = {name for folder in _WRITTEN_ONCE for name in self.store.list(folder)}
         lost = [name for name in self._record(key)["records"] if name not in present]
         if lost:
             names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-            raise Damaged(f"{self.store.uri}/{names} was there when the run ended and is missing; run it again.")
+            raise Damaged(
+                f"{self.store.uri}/{names} was there when the run ended and is missing; run it again."
+            )
 
     def _check_page(self, key: str) -> None:
         data = self.store.get(key)
@@ -332,11 +371,18 @@ class Run:
         return unseal(self.store.get(key), f"{self.store.uri}/{key}")
 
     def _read_commit(self, key: str) -> Commit:
-        return self._commits[key] if key in self._commits else self._remember(key, self._record(key))
+        return (
+            self._commits[key] if key in self._commits else self._remember(key, self._record(key))
+        )
 
     def _remember(self, key: str, record: Record) -> Commit:
-        if record.keys() != _COMMIT_FIELDS or key != f"commits/{record['stage']}/{record['shard']}.json":
-            raise Damaged(f"{self.store.uri}/{key} is not the commit of this shard; remove it and run again.")
+        if (
+            record.keys() != _COMMIT_FIELDS
+            or key != f"commits/{record['stage']}/{record['shard']}.json"
+        ):
+            raise Damaged(
+                f"{self.store.uri}/{key} is not the commit of this shard; remove it and run again."
+            )
         self._commits[key] = Commit(**record)
         return self._commits[key]
 
@@ -355,7 +401,9 @@ class Run:
 
     def _rows(self, commit: Commit, kind: type[T]) -> list[T]:
         if commit.schema != f"{kind.__name__}/{SCHEMA_VERSION}":
-            raise ValueError(f"{commit.object} holds {commit.schema} rows, not {kind.__name__}/{SCHEMA_VERSION}")
+            raise ValueError(
+                f"{commit.object} holds {commit.schema} rows, not {kind.__name__}/{SCHEMA_VERSION}"
+            )
         return from_table(pq.read_table(io.BytesIO(self._object(commit))), kind)
 
 

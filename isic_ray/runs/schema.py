@@ -163,7 +163,9 @@ ARROW: dict[type, pa.Schema] = {
             ("safe_tokens", _TOKENS),
         ]
     ),
-    Fidelity: pa.schema([("sample_id", pa.string()), ("ssim", pa.float32()), ("gmsd", pa.float32())]),
+    Fidelity: pa.schema(
+        [("sample_id", pa.string()), ("ssim", pa.float32()), ("gmsd", pa.float32())]
+    ),
     Attack: pa.schema(
         [
             ("prompt_id", pa.string()),
@@ -189,6 +191,11 @@ def from_table(table: pa.Table, kind: type[T]) -> list[T]:
         raise ValueError(f"expected the {kind.__name__} schema, found columns {table.schema.names}")
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     return [
-        kind(**{name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names})
+        kind(
+            **{
+                name: tuple(row[name]) if isinstance(row[name], list) else row[name]
+                for name in names
+            }
+        )
         for row in table.to_pylist()
     ]

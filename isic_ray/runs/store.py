@@ -32,8 +32,12 @@ _KEY_PART = re.compile(r"[!-.0-\[\]-~]{1,255}")  # printable ASCII without space
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
 _LIKE_URI = re.compile(r"[A-Za-z0-9+]+:/")  # also catches the typing error s3:/bucket
-_TRANSIENT_CODES = frozenset({"SlowDown", "RequestTimeout", "OperationAborted", "XAmzContentSHA256Mismatch"})
-_TRANSIENT_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH})
+_TRANSIENT_CODES = frozenset(
+    {"SlowDown", "RequestTimeout", "OperationAborted", "XAmzContentSHA256Mismatch"}
+)
+_TRANSIENT_ERRNO = frozenset(
+    {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH}
+)
 # of botocore and aiohttp, by name: importing them costs half a second
 _TRANSIENT_TYPES = re.compile(
     "ConnectionError|TimeoutError|HTTPClientError|ClientConnectionError|ClientPayloadError|IncompleteReadError|ResponseParserError"
@@ -53,7 +57,9 @@ class Store:
     own connection. A subclass, or ``files``, injects faults.
     """
 
-    def __init__(self, uri: str, files: Files | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, uri: str, files: Files | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self.uri, root, files_type = _parse(uri)
         self.files: Files = files_type(root) if files is None else files
         self._sleep = sleep
@@ -179,7 +185,9 @@ def check_key(key: str) -> str:
     temporary files.
     """
     parts = key.split("/")
-    if len(key) > 900 or any(part.startswith(".") or not _KEY_PART.fullmatch(part) for part in parts):
+    if len(key) > 900 or any(
+        part.startswith(".") or not _KEY_PART.fullmatch(part) for part in parts
+    ):
         raise ValueError(f"not a valid key: {key!r}")
     return key
 
@@ -214,7 +222,9 @@ def _answer(error: BaseException) -> tuple[str, int]:
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if not isinstance(response, dict):
         return "", 0
-    return response.get("Error", {}).get("Code", ""), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return response.get("Error", {}).get("Code", ""), response.get("ResponseMetadata", {}).get(
+        "HTTPStatusCode", 0
+    )
 
 
 def _is_taken(error: Exception) -> bool:
@@ -224,7 +234,11 @@ def _is_taken(error: Exception) -> bool:
 def _is_transient(error: Exception) -> bool:
     code, status = _answer(error)
     if status or code:
-        return status in (408, 409, 429) or (status >= 500 and status != 501) or code in _TRANSIENT_CODES
+        return (
+            status in (408, 409, 429)
+            or (status >= 500 and status != 501)
+            or code in _TRANSIENT_CODES
+        )
     if any(_TRANSIENT_TYPES.fullmatch(base.__name__) for base in type(error).__mro__):
         return True  # before the next line: some of botocore's are OSErrors without a number
     return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
@@ -240,7 +254,11 @@ def _give_up(error: Exception, uri: str, verb: str, key: str) -> NoReturn:
     elif isinstance(error, FileNotFoundError):
         raise FileNotFoundError(f"{uri}/{key}") from error
     elif isinstance(error, PermissionError):
-        mend = "check the credentials and the bucket's policy" if remote else "check the directory's rights"
+        mend = (
+            "check the credentials and the bucket's policy"
+            if remote
+            else "check the directory's rights"
+        )
         text = f"permission denied to {verb} {key} ({error}); {mend}"
     elif isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
         text = "a file is where a directory should be, or the reverse; choose another path"

@@ -16,7 +16,8 @@ def test_commits_are_shared_and_decisions_are_not(tmp_path: Path) -> None:
     shared.commit("verdicts", "0000", ROWS, Verdict)
     trials = [
         Run.create_or_resume(
-            str(tmp_path / name), {"fingerprint": name, "config": {}, "shared": str(tmp_path / "shared")}
+            str(tmp_path / name),
+            {"fingerprint": name, "config": {}, "shared": str(tmp_path / "shared")},
         )
         for name in ("one", "two")
     ]
@@ -40,7 +41,9 @@ def test_commits_are_shared_and_decisions_are_not(tmp_path: Path) -> None:
 
 
 def test_a_worker_opens_the_same_run_by_its_uri_or_by_pickle(tmp_path: Path) -> None:
-    Run.create_or_resume(str(tmp_path / "shared"), {"fingerprint": "s", "config": {}}).put_blob("codebooks/a", b"1")
+    Run.create_or_resume(str(tmp_path / "shared"), {"fingerprint": "s", "config": {}}).put_blob(
+        "codebooks/a", b"1"
+    )
     record = {"fingerprint": "t", "config": {}, "shared": str(tmp_path / "shared")}
     trial = Run.create_or_resume(str(tmp_path / "trial"), record)
     for run in (Run.open(trial.store.uri), pickle.loads(pickle.dumps(trial))):

@@ -16,15 +16,28 @@ from uuid import uuid4
 
 import pytest
 
-from isic_ray.config.run import EditConfig, ExecutionConfig, JudgeConfig, LoopConfig, PromptsConfig, RunConfig
+from isic_ray.config.run import (
+    EditConfig,
+    ExecutionConfig,
+    JudgeConfig,
+    LoopConfig,
+    PromptsConfig,
+    RunConfig,
+)
 from isic_ray.errors import UserError
 from isic_ray.runs.records import SEAL
 from isic_ray.runs.run import Damaged, Run, fingerprint
 from isic_ray.runs.schema import SCHEMA_VERSION, Pair, Prompt, Sample, Verdict
 from isic_ray.runs.store import Store
 
-SAMPLES = [Sample(f"p{n}-0", f"p{n}", "unsafe", "build", 0, 2**40 + n, "m", tuple(range(n, n + 64))) for n in range(5)]
-VERDICTS = [Verdict("p0-0", "c", "self", ("weapon", "gore"), (0.25, 0.5)), Verdict("p1-0", "c", "self", (), (), 31.5)]
+SAMPLES = [
+    Sample(f"p{n}-0", f"p{n}", "unsafe", "build", 0, 2**40 + n, "m", tuple(range(n, n + 64)))
+    for n in range(5)
+]
+VERDICTS = [
+    Verdict("p0-0", "c", "self", ("weapon", "gore"), (0.25, 0.5)),
+    Verdict("p1-0", "c", "self", (), (), 31.5),
+]
 
 
 def record_of(config: RunConfig, **more: Any) -> dict[str, Any]:
@@ -53,7 +66,9 @@ def run(uri: str) -> Run:
 def test_resumed_with_other_execution_keeps_its_first_record(uri: str) -> None:
     first = Run.create_or_resume(uri, record_of(RunConfig(), versions={"torch": "1"}))
     other = RunConfig(execution=ExecutionConfig(max_actors=9, shard_size=7))
-    again = Run.create_or_resume(uri, record_of(other, plan={"shards": []}, versions={"torch": "2"}))
+    again = Run.create_or_resume(
+        uri, record_of(other, plan={"shards": []}, versions={"torch": "2"})
+    )
     assert again.record == first.record == Run.open(uri).record
     assert again.record["schema"] == SCHEMA_VERSION
     assert again.record["plan"] == {"shards": ["0000"]}
@@ -72,7 +87,9 @@ def test_other_settings_are_refused_by_name(uri: str) -> None:
     message = str(caught.value)
     assert message.startswith(Store.open(uri).uri)
     assert "edit.rank: 3 here, 2 in the run" in message
-    assert "judge.questions.gore: 'absent' here, 'does this picture show gore ?' in the run" in message
+    assert (
+        "judge.questions.gore: 'absent' here, 'does this picture show gore ?' in the run" in message
+    )
     assert "loop.arms: ['random'] here, ['random', 'paper'] in the run" in message
     assert "another --out" in message
     assert "execution" not in message
@@ -112,7 +129,10 @@ def test_open_refuses_what_is_no_run_or_newer(uri: str, tmp_path: Path) -> None:
 def test_open_refuses_another_schema_version(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Run.create_or_resume(uri, record_of(RunConfig()))
     monkeypatch.setattr("isic_ray.runs.run.SCHEMA_VERSION", SCHEMA_VERSION + 1)
-    with pytest.raises(UserError, match=f"schema version {SCHEMA_VERSION}, this isic_ray reads {SCHEMA_VERSION + 1}"):
+    with pytest.raises(
+        UserError,
+        match=f"schema version {SCHEMA_VERSION}, this isic_ray reads {SCHEMA_VERSION + 1}",
+    ):
         Run.open(uri)
 
 
@@ -193,7 +213,11 @@ def test_the_first_commit_of_a_shard_stands(run: Run) -> None:
 
 def test_eight_racing_writers_agree(run: Run) -> None:
     with ThreadPoolExecutor(8) as pool:
-        commits = list(pool.map(lambda n: run.commit("tokens", "0", SAMPLES[: n % 4], Sample, {"n": n}), range(8)))
+        commits = list(
+            pool.map(
+                lambda n: run.commit("tokens", "0", SAMPLES[: n % 4], Sample, {"n": n}), range(8)
+            )
+        )
     assert all(commit == commits[0] for commit in commits)
     assert len(run.read("tokens", Sample)) == commits[0].rows
 
@@ -263,7 +287,15 @@ def test_the_first_decision_on_a_round_stands(run: Run) -> None:
 
 
 def test_poison_rows_count_once_and_may_hold_anything(run: Run) -> None:
-    rows = [{"sample_id": "p0-0", "error": "boom \ud800 é", "value": math.nan, "raw": b"\xff", "tokens": (1, 2)}]
+    rows = [
+        {
+            "sample_id": "p0-0",
+            "error": "boom \ud800 é",
+            "value": math.nan,
+            "raw": b"\xff",
+            "tokens": (1, 2),
+        }
+    ]
     assert run.quarantine("tokens", "0", rows) == 1
     assert run.quarantine("tokens", "0", rows * 3) == 1
     assert run.quarantine("verdicts", "0", [{"error": "x"}]) == 1
@@ -312,11 +344,20 @@ def filled(run: Run) -> Run:
 
 def all_keys(run: Run) -> list[str]:
     folders = ("data", "commits", "codebooks", "rounds", "quarantine", "report")
-    return ["run.json", "ended.json", "summary.json", *(key for folder in folders for key in run.store.list(folder))]
+    return [
+        "run.json",
+        "ended.json",
+        "summary.json",
+        *(key for folder in folders for key in run.store.list(folder)),
+    ]
 
 
-@pytest.mark.parametrize("damage", [flip, lambda data: data[:-1], lambda data: b"", lambda data: data + b"\n\0", None])
-def test_verify_names_every_damaged_object(run: Run, damage: Callable[[bytes], bytes] | None) -> None:
+@pytest.mark.parametrize(
+    "damage", [flip, lambda data: data[:-1], lambda data: b"", lambda data: data + b"\n\0", None]
+)
+def test_verify_names_every_damaged_object(
+    run: Run, damage: Callable[[bytes], bytes] | None
+) -> None:
     for key in all_keys(filled(run)):
         data = run.store.get(key)
         if damage:
@@ -327,7 +368,10 @@ def test_verify_names_every_damaged_object(run: Run, damage: Callable[[bytes], b
         # it can be written again at any time
         lost_unseen = damage is None and key.startswith("report/")
         assert len(problems) == (0 if lost_unseen else 1), (key, problems)
-        assert all(key in problem and problem.endswith(".") for problem in problems), (key, problems)
+        assert all(key in problem and problem.endswith(".") for problem in problems), (
+            key,
+            problems,
+        )
         run.store.put(key, data)
     assert run.verify() == []
 
@@ -381,7 +425,13 @@ def changed(value: Any) -> Any:
         return not value
     if isinstance(value, int | float):
         return value + 1
-    return {**value, "x": "y"} if isinstance(value, dict) else [*value, "x"] if isinstance(value, list) else value + "x"
+    return (
+        {**value, "x": "y"}
+        if isinstance(value, dict)
+        else [*value, "x"]
+        if isinstance(value, list)
+        else value + "x"
+    )
 
 
 def test_fingerprint_changes_with_every_field_but_execution() -> None:
@@ -406,7 +456,10 @@ def test_fingerprint_is_canonical() -> None:
     assert len(fingerprint(RunConfig())) == 64
     whole, spelt = EditConfig(strength=1), EditConfig(strength=1.0)
     assert fingerprint(RunConfig(edit=whole)) == fingerprint(RunConfig(edit=spelt))
-    one, two = JudgeConfig(questions={"a": "x", "b": "y"}), JudgeConfig(questions={"b": "y", "a": "x"})
+    one, two = (
+        JudgeConfig(questions={"a": "x", "b": "y"}),
+        JudgeConfig(questions={"b": "y", "a": "x"}),
+    )
     assert fingerprint(RunConfig(judge=one)) == fingerprint(RunConfig(judge=two))
     assert fingerprint(RunConfig(prompts=PromptsConfig(limit=1))) != fingerprint(
         RunConfig(prompts=PromptsConfig(limit=True))
@@ -419,7 +472,9 @@ class Odd:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}, b"x", object(), {1: "x"}, [{"a": math.nan}], int, 1j])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, {1, 2}, b"x", object(), {1: "x"}, [{"a": math.nan}], int, 1j]
+)
 def test_fingerprint_refuses_what_has_no_canonical_form(value: Any) -> None:
     with pytest.raises(TypeError, match=r"config\.value.* has no canonical form"):
         fingerprint(Odd(value))

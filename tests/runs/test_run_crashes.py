@@ -64,7 +64,9 @@ def store_of(files: Faulty) -> Store:
 
 
 def rows_of(shard: str, worker: int) -> list[Verdict]:
-    return [Verdict(f"{shard}-{n}", f"worker {worker}", "self", ("weapon",), (n / 4,)) for n in range(3)]
+    return [
+        Verdict(f"{shard}-{n}", f"worker {worker}", "self", ("weapon",), (n / 4,)) for n in range(3)
+    ]
 
 
 def whole_job(store: Store, worker: int) -> Run:
@@ -81,7 +83,11 @@ def whole_job(store: Store, worker: int) -> Run:
 
 
 def snapshot(run: Run) -> dict[str, bytes]:
-    return {key: run.store.get(key) for folder in ("commits", "rounds", "quarantine") for key in run.store.list(folder)}
+    return {
+        key: run.store.get(key)
+        for folder in ("commits", "rounds", "quarantine")
+        for key in run.store.list(folder)
+    }
 
 
 def check_whole(run: Run) -> None:
@@ -107,7 +113,11 @@ def test_one_fault_at_every_operation(fault: str) -> None:
             assert not fault.startswith("crash")
         except Killed:
             assert fault.startswith("crash")
-            before = snapshot(Run.open(store_of(Faulty(root)))) if Faulty(root).exists("run.json") else {}
+            before = (
+                snapshot(Run.open(store_of(Faulty(root))))
+                if Faulty(root).exists("run.json")
+                else {}
+            )
             whole_job(store_of(Faulty(root)), 2)
             after = snapshot(Run.open(store_of(Faulty(root))))
             assert before.items() <= after.items(), at
@@ -136,19 +146,31 @@ class Workers(RuleBasedStateMachine):
     def commit(self, shard: str, fault: str, at: int) -> None:
         def job(store: Store, worker: int) -> None:
             run = Run.create_or_resume(store, RECORD)
-            commit = run.commit("verdicts", shard, rows_of(shard, worker), Verdict, {"worker": worker})
-            assert run.read_shard("verdicts", shard, Verdict) == rows_of(shard, commit.counts["worker"])
+            commit = run.commit(
+                "verdicts", shard, rows_of(shard, worker), Verdict, {"worker": worker}
+            )
+            assert run.read_shard("verdicts", shard, Verdict) == rows_of(
+                shard, commit.counts["worker"]
+            )
 
         self.attempt(fault, at, job)
 
     @rule(fault=FAULTS, at=MOMENTS)
     def decide(self, fault: str, at: int) -> None:
-        self.attempt(fault, at, lambda store, w: Run.create_or_resume(store, RECORD).commit_round(1, {"worker": w}))
+        self.attempt(
+            fault,
+            at,
+            lambda store, w: Run.create_or_resume(store, RECORD).commit_round(1, {"worker": w}),
+        )
 
     @rule(fault=FAULTS, at=MOMENTS)
     def blob(self, fault: str, at: int) -> None:
         self.attempt(
-            fault, at, lambda store, w: Run.create_or_resume(store, RECORD).put_blob("codebooks/abc", b"%d" % w)
+            fault,
+            at,
+            lambda store, w: Run.create_or_resume(store, RECORD).put_blob(
+                "codebooks/abc", b"%d" % w
+            ),
         )
 
     @rule(fault=FAULTS, at=MOMENTS)
@@ -177,6 +199,9 @@ class Workers(RuleBasedStateMachine):
 
 
 Workers.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=25,
+    stateful_step_count=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 test_workers = Workers.TestCase

@@ -44,7 +44,9 @@ def free_port() -> int:
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder, port = tmp_path_factory.mktemp("ceph") / "data", free_port()
     script = Path(__file__).with_name("ceph_rgw.sh")
-    subprocess.run(["bash", str(script), str(folder), str(port), str(free_port())], check=True, timeout=120)
+    subprocess.run(
+        ["bash", str(script), str(folder), str(port), str(free_port())], check=True, timeout=120
+    )
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "testkey",
@@ -133,7 +135,9 @@ print(run.commit("verdicts", "0000", rows, Verdict, {"by": sys.argv[2]}).sha256)
 def test_racing_processes_agree_on_one_commit(uri: str) -> None:
     run = Run.create_or_resume(uri, {"fingerprint": "f", "config": {}})
     workers = [
-        subprocess.Popen([sys.executable, "-c", COMMIT, uri, str(n)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", COMMIT, uri, str(n)], stdout=subprocess.PIPE, text=True
+        )
         for n in range(4)
     ]
     digests = {worker.communicate(timeout=120)[0].strip() for worker in workers}

@@ -17,15 +17,19 @@ from uuid import uuid4
 
 import pytest
 
-from isic_ray.runs import store as storage
 from isic_ray.errors import UserError
+from isic_ray.runs import store as storage
 from isic_ray.runs.filesystems import MemoryFiles
 from isic_ray.runs.store import Conflict, Store
 
 
 @pytest.fixture(params=["local", "file", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    uris = {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid4().hex}"}
+    uris = {
+        "local": str(tmp_path),
+        "file": f"file://{tmp_path}",
+        "memory": f"memory://{uuid4().hex}",
+    }
     return Store.open(uris[request.param])
 
 
@@ -35,7 +39,12 @@ class Flaky:
     parallel = 1
 
     def __init__(self, errors: list[Exception], after: bool = False) -> None:
-        self.inner, self.errors, self.after, self.calls = MemoryFiles(f"/{uuid4().hex}"), errors, after, 0
+        self.inner, self.errors, self.after, self.calls = (
+            MemoryFiles(f"/{uuid4().hex}"),
+            errors,
+            after,
+            0,
+        )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def operation(*arguments: Any) -> Any:
@@ -114,7 +123,9 @@ def _race(uri: str, barrier: Any, wins: Any, n: int) -> None:
 def test_one_winner_of_eight_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, wins = context.Barrier(8), context.Queue()
-    processes = [context.Process(target=_race, args=(str(tmp_path), barrier, wins, n)) for n in range(8)]
+    processes = [
+        context.Process(target=_race, args=(str(tmp_path), barrier, wins, n)) for n in range(8)
+    ]
     for process in processes:
         process.start()
     winners = [wins.get(timeout=20) for _ in range(20)]
@@ -153,7 +164,9 @@ def test_a_crash_before_the_name_is_given_leaves_nothing(
     assert store.put_if_absent("a/b", b"2")
 
 
-def test_filesystems_without_links_still_have_one_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filesystems_without_links_still_have_one_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_links(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links here")
 
@@ -168,10 +181,32 @@ def test_filesystems_without_links_still_have_one_winner(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".", "a/.tmp-1", "a b", "ä", "a\\b", "a\n", "x" * 256, "a\0"]
+    "key",
+    [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "../a",
+        "a/../b",
+        ".",
+        "a/.tmp-1",
+        "a b",
+        "ä",
+        "a\\b",
+        "a\n",
+        "x" * 256,
+        "a\0",
+    ],
 )
 def test_keys_that_could_leave_or_confuse_the_store_are_refused(store: Store, key: str) -> None:
-    for operation in (store.get, store.exists, store.delete, lambda k: store.put(k, b""), check_create(store)):
+    for operation in (
+        store.get,
+        store.exists,
+        store.delete,
+        lambda k: store.put(k, b""),
+        check_create(store),
+    ):
         with pytest.raises(ValueError, match="not a valid key"):
             operation(key)
 
@@ -187,7 +222,9 @@ def test_pickled_as_its_uri(store: Store) -> None:
     assert other.get("k") == b"1"
 
 
-def test_relative_paths_hold_in_a_worker_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_hold_in_a_worker_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert Store.open("runs/x").uri == str(tmp_path / "runs" / "x")
 
@@ -201,7 +238,9 @@ def test_other_places_are_refused_in_a_sentence(uri: str) -> None:
 
 
 def test_transient_errors_are_retried_with_growing_pauses() -> None:
-    store, files, slept = flaky(ConnectionResetError("reset"), TimeoutError(), OSError(errno.EBUSY, "slow down"))
+    store, files, slept = flaky(
+        ConnectionResetError("reset"), TimeoutError(), OSError(errno.EBUSY, "slow down")
+    )
     store.put("k", b"1")
     assert files.calls == 4
     assert len(slept) == 3
@@ -211,7 +250,9 @@ def test_transient_errors_are_retried_with_growing_pauses() -> None:
 
 def test_retries_are_bounded_and_end_in_a_sentence() -> None:
     store, files, slept = flaky(*[ConnectionResetError("reset")] * 50)
-    with pytest.raises(UserError, match=r"memory://unused: could not read k in 10 tries .*run the same command"):
+    with pytest.raises(
+        UserError, match=r"memory://unused: could not read k in 10 tries .*run the same command"
+    ):
         store.get("k")
     assert files.calls == storage.TRIES
     assert len(slept) == storage.TRIES - 1
@@ -220,7 +261,11 @@ def test_retries_are_bounded_and_end_in_a_sentence() -> None:
 
 
 def test_own_write_whose_reply_was_lost_is_a_success() -> None:
-    for lost in (ConnectionResetError("reset"), OSError(22, "precondition failed"), FileExistsError("412")):
+    for lost in (
+        ConnectionResetError("reset"),
+        OSError(22, "precondition failed"),
+        FileExistsError("412"),
+    ):
         store, _, slept = flaky(lost, after=True)
         assert store.put_if_absent("k", b"1") is False
         assert not slept
@@ -300,7 +345,12 @@ def test_what_botocore_and_aiohttp_raise_on_a_bad_network_is_retried() -> None:
             exceptions.ConnectionClosedError,
         )
     ]
-    for error in [*errors, aiohttp.ClientPayloadError("torn"), aiohttp.ServerDisconnectedError(), TimeoutError()]:
+    for error in [
+        *errors,
+        aiohttp.ClientPayloadError("torn"),
+        aiohttp.ServerDisconnectedError(),
+        TimeoutError(),
+    ]:
         store, files, _ = flaky(error)
         store.put("k", b"1")
         assert files.calls == 2, error

@@ -15,9 +15,9 @@ from isic_ray.cli.main import main
 from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.runs.garbage import collect, find_garbage
-from isic_ray.runs.shards import PAIRS, PROMPTS, TOKENS
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import Pair, Prompt, Sample
+from isic_ray.runs.shards import PAIRS, PROMPTS, TOKENS
 from isic_ray.runs.status import status
 from tests.runs.test_run import SAMPLES, record_of
 
@@ -27,12 +27,16 @@ DAY = 24 * 3600.0
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = Run.create_or_resume(str(tmp_path), record_of(RunConfig(), plan={"shard_size": 2, "prompts": 5}))
+    run = Run.create_or_resume(
+        str(tmp_path), record_of(RunConfig(), plan={"shard_size": 2, "prompts": 5})
+    )
     run.commit(PROMPTS, "all", PROMPT_ROWS, Prompt)
     run.commit(TOKENS, "unsafe-build-0000", SAMPLES[:2], Sample, {"tries": 3})
     run.commit(PAIRS, "unsafe-build-0000", [], Pair)
     run.put_blob("codebooks/abc.safetensors", b"codebook")
-    run.quarantine(TOKENS, "unsafe-build-0000", [{"sample_id": "x", "stage": TOKENS, "error": "boom"}])
+    run.quarantine(
+        TOKENS, "unsafe-build-0000", [{"sample_id": "x", "stage": TOKENS, "error": "boom"}]
+    )
     run.commit_round(0, {"kept": True, "unsafe": {"self": {"rate": 0.75}}})
     return run
 
@@ -61,7 +65,12 @@ def age(run: Run, seconds: float) -> None:
 
 def test_only_what_nothing_refers_to_is_garbage_and_only_when_old(run: Run) -> None:
     assert find_garbage(run, 0) == []
-    others = ["attempts/tokens/unsafe-build-0001.json", "report/notes.txt", "notes.txt", "trials/a/run.json"]
+    others = [
+        "attempts/tokens/unsafe-build-0001.json",
+        "report/notes.txt",
+        "notes.txt",
+        "trials/a/run.json",
+    ]
     for key in others:
         run.store.put(key, b"{}")
     keys = litter(run)
@@ -100,14 +109,24 @@ def test_an_old_object_without_commit_still_serves_a_later_try(run: Run) -> None
     run.store.delete("commits/tokens/unsafe-build-0000.json")
     age(run, 2 * DAY)
     assert [item.key for item in collect(run, DAY)] == [commit.object]
-    assert Run.open(run.store).commit(TOKENS, "unsafe-build-0000", SAMPLES[:2], Sample).sha256 == commit.sha256
+    assert (
+        Run.open(run.store).commit(TOKENS, "unsafe-build-0000", SAMPLES[:2], Sample).sha256
+        == commit.sha256
+    )
     assert Run.open(run.store).verify() == []
 
 
 def test_status_of_a_run_at_work(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(run)["state"] == "silent"
     driver = {"host": "node-1", "pid": 7, "running_s": 9.0}
-    said = {"stage": "draw", "done": 2, "total": 5, "unit": "pictures", "stage_s": 3.0, "driver": driver}
+    said = {
+        "stage": "draw",
+        "done": 2,
+        "total": 5,
+        "unit": "pictures",
+        "stage_s": 3.0,
+        "driver": driver,
+    }
     run.write_progress({**said, "at": time.time() - 5})
     found = status(run)
     assert found["state"] == "running"
@@ -116,7 +135,13 @@ def test_status_of_a_run_at_work(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert (found["quarantined"], found["tries_over"]) == (1, 2)
     assert main(["status", run.store.uri]) == 0
     shown = capsys.readouterr().out
-    for text in ("running: draw, 2 of 5 pictures", "node-1, process 7", "1 of 3 shards", "75.0%", "2 shards"):
+    for text in (
+        "running: draw, 2 of 5 pictures",
+        "node-1, process 7",
+        "1 of 3 shards",
+        "75.0%",
+        "2 shards",
+    ):
         assert text in shown
     assert main(["status", run.store.uri, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "running"

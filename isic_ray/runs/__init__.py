@@ -1,0 +1,1 @@
+"""The run directory: stores, commits, records, rows, shards, quarantine, garbage, status."""
