@@ -36,6 +36,11 @@ class Rate:
         """The shape of summary.json: ``{"rate": float | None, "n": int, "ci": [lo, hi]}``."""
         return {"rate": self.rate, "n": self.n, "ci": list(self.ci)}
 
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Rate:
+        """Read what `to_dict` returned."""
+        return cls(record["rate"], record["n"], (record["ci"][0], record["ci"][1]))
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -56,6 +61,13 @@ class Estimate:
             "n": self.n,
             "ci": [end if math.isfinite(end) else None for end in self.ci],
         }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Estimate:
+        """Read what `to_dict` returned."""
+        low, high = record["ci"]
+        ends = (-math.inf if low is None else low, math.inf if high is None else high)
+        return cls(record["value"], record["n"], ends)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,15 @@ class Agreement:
             "specificity": self.specificity.to_dict(),
             "kappa": self.kappa.to_dict(),
         }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Agreement:
+        """Read what `to_dict` returned."""
+        return cls(
+            Rate.from_dict(record["sensitivity"]),
+            Rate.from_dict(record["specificity"]),
+            Estimate.from_dict(record["kappa"]),
+        )
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Rate:
