@@ -87,7 +87,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from isic_ray.report.evidence import evidence_table
     from isic_ray.report.write import write_report
     from isic_ray.workflows.evaluate import evaluate
-    from isic_ray.workflows.measurements import Plan
+    from isic_ray.workflows.measures import Plan
 
     if args.limit < 0 or args.attacked < 0:
         raise UserError("--limit and --attacked must be 0 or more")

@@ -1,5 +1,6 @@
-"""Step 2 with Ray Train + DeepSpeed: train Δ in the harmless space on pairs that Ray Data
-streams.
+"""Step 2 with Ray Train and DeepSpeed: train Δ in the harmless space on rows that Ray Data streams.
+
+The lower half of this file is the one place that knows DeepSpeed.
 """
 
 from __future__ import annotations
@@ -24,37 +25,35 @@ from isic_ray.execution.training_queue import TrainingGroups, next_job
 from isic_ray.models.base import Perceiver, SeesPixels, UnifiedModel
 from isic_ray.runs.run import Run
 
-View = tuple[
-    Perceiver | None, Targets
-]  # what a loss compares: pixels or features, and those that are wanted
+# What a loss compares: pixels or features, and those that are wanted.
+View = tuple[Perceiver | None, Targets]
 
 _HARMLESS = 1e-5  # largest component that a trained delta may have in the harmful space
 
 
 @dataclass(frozen=True)
 class DeltaJob:
-    """One delta to train: E′ ``[K,d]``, V ``[d,k]`` or None, the rows it may move (None: all), the
-    loss's name, and what moving a row costs ``[K]`` (None: 1 each)."""
+    """One delta to train."""
 
     edited: torch.Tensor
+    """E′ ``[K,d]``."""
     basis: torch.Tensor | None
+    """V ``[d,k]``, the space that the delta keeps out of; None for no such space."""
     trainable: torch.Tensor | None
+    """bool ``[K]``, the rows that the delta may move; None for all."""
     loss: str = "pixels"
+    """The loss's name, as in ``finetune.loss``."""
     price: torch.Tensor | None = None
+    """What moving each row costs ``[K]``; None: 1 each."""
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {
-            "edited": self.edited,
-            "basis": self.basis,
-            "trainable": self.trainable,
-            "price": self.price,
-        }
-        return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+        """Return the tensors that are set, by field."""
+        names = ("edited", "basis", "trainable", "price")
+        tensors = {name: getattr(self, name) for name in names}
+        return {name: t.contiguous() for name, t in tensors.items() if t is not None}
 
-    def key(self, data: np.ndarray, finetune: FinetuneConfig) -> str:
-        """Names the result: equal inputs give an equal key, so a resumed run finds a finished
-        delta.
-        """
+    def key(self, rows: np.ndarray, finetune: FinetuneConfig) -> str:
+        """Name the result: equal inputs give an equal key, so a resumed run finds its delta."""
         settings = (
             finetune.steps,
             finetune.batch_size,
@@ -62,20 +61,19 @@ class DeltaJob:
             finetune.regulariser,
             self.loss,
         )
-        parts = [repr(settings).encode(), data.tobytes()]
-        parts += [
-            name.encode() + t.numpy().tobytes() for name, t in sorted(self.to_tensors().items())
-        ]
+        tensors = sorted(self.to_tensors().items())
+        parts = [repr(settings).encode(), rows.tobytes()]
+        parts += [name.encode() + tensor.numpy().tobytes() for name, tensor in tensors]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def training_groups(
     config: RunConfig, run: Run, base: torch.Tensor, kept: bool | None = None, count: int = 1
 ) -> TrainingGroups:
-    """Workers for `train_deltas`; ``base`` is the table under which targets are rendered. Use them
-    in a with block.
+    """Return workers for `train_deltas`; close them when done.
 
-    ``kept`` overrides ``execution.keep_workers``; several groups train as many deltas at a time.
+    Targets are rendered under the table ``base`` ``[K,d]``. ``kept`` overrides
+    ``execution.keep_workers``; several groups train as many deltas at a time.
     """
     loop_config = {
         "model": config.model,
@@ -93,92 +91,93 @@ def train_deltas(
     jobs: Sequence[DeltaJob],
     rows: np.ndarray,
 ) -> list[torch.Tensor]:
-    """E″ ``[K,d]`` of each job, trained one after another by one of the groups; finished ones are
-    read back.
+    """Return E″ ``[K,d]`` of each job, trained in turn by one group; finished ones are read back.
 
-    ``rows`` is from `isic_ray.workflows.training_rows`.
+    ``rows`` int32 ``[steps*batch,2,N]`` is what is fed, in order: tokens, and the tokens whose base
+    pictures they should give.
     """
     import ray
     from ray.data.block import BlockAccessor
 
-    if finetune.batch_size % finetune.workers:
-        raise UserError("finetune.batch_size must be a multiple of finetune.workers")
     names = [f"deltas/{job.key(rows, finetune)}.safetensors" for job in jobs]
-    pending = [
-        (name, job) for name, job in zip(names, jobs, strict=True) if not has_blob(run, name)
-    ]
+    every = zip(names, jobs, strict=True)
+    pending = [(name, job) for name, job in every if not has_blob(run, name)]
     if pending:
-        orders = [(name, job.loss, save(job.to_tensors())) for name, job in pending]
-        block = BlockAccessor.batch_to_arrow_block(
-            {"data": rows}
-        )  # `from_numpy` starts a process to make this block
-        groups.carry_out(
-            {"jobs": orders, "finetune": finetune, "rows": ray.data.from_blocks([block])}
-        )
+        # `ray.data.from_numpy` would start a process to make this block.
+        block = BlockAccessor.batch_to_arrow_block({"data": rows})
+        deltas = [(name, job.loss, save(job.to_tensors())) for name, job in pending]
+        data = ray.data.from_blocks([block])
+        groups.run({"deltas": deltas, "finetune": finetune, "rows": data})
     return [load(run.get_blob(name))["table"] for name in names]
 
 
 def has_blob(run: Run, name: str) -> bool:
+    """Say whether a run has the blob FOLDER/FILE."""
     folder, _, file = name.partition("/")
-    return file in run.committed(folder)
+    return not run.pending(folder, [file])
 
 
 def _train(loop: dict[str, Any]) -> None:
-    """Runs on every Ray Train worker."""
+    """Run jobs from the queue; on every Ray Train worker."""
     import ray
     import ray.train
 
     from isic_ray.models.registry import load_model
 
-    device = ray.train.torch.get_device()
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
     # Ray gives a worker one thread; while deltas are trained little else of the run works on the
     # machine.
-    local = ray.train.get_context().get_local_world_size() * loop["groups"]
+    local = context.get_local_world_size() * loop["groups"]
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     model = load_model(loop["model"])
     renderer = model.renderer().to(device)
     base = load(loop["base"])["base"].to(device)
-    run, desk, group = Run.open(loop["uri"]), loop["desk"], loop["group"]
-    views: dict[str, View] = {}  # by the loss's name; targets recur in later orders
-    number, first = ray.get(desk.done.remote(group)), ray.train.get_context().get_world_rank() == 0
-    while (order := next_job(desk, group, number)) is not None:
+    run, queue, group = Run.open(loop["uri"]), loop["queue"], loop["group"]
+    views: dict[str, View] = {}  # by the loss's name; targets recur in later jobs
+    number, first = ray.get(queue.done.remote(group)), context.get_world_rank() == 0
+    while (job := next_job(queue, group, number)) is not None:
         failure = ""
         try:
-            for name, kind, tensors in order["jobs"]:
+            for name, kind, tensors in job["deltas"]:
                 if kind not in views:
                     perceiver = _perceiver(model, kind, device)
                     views[kind] = perceiver, Targets(renderer, base, perceiver)
-                # Each worker takes its part of every batch, so that the result does not hang on who
-                # is faster.
-                rows, job = order["rows"], load(tensors)
+                delta = load(tensors)
                 table = _train_one(
-                    order["finetune"], job, renderer, *views[kind], rows, device, model.normalised
+                    job["finetune"],
+                    delta,
+                    renderer,
+                    *views[kind],
+                    job["rows"],
+                    device,
+                    model.normalised,
                 )
                 if first:
                     run.put_blob(name, save({"table": table}))
-        except (
-            UserError
-        ) as error:  # the same on every worker; the group is still good for other orders
+        except UserError as error:
+            # The same on every worker; the group is still good for other jobs.
             failure = str(error)
         if first:
-            ray.get(desk.finish.remote(group, number, failure))
+            ray.get(queue.finish.remote(group, number, failure))
         number += 1
     ray.train.report({})
 
 
 def _perceiver(model: UnifiedModel, loss: str, device: torch.device) -> Perceiver | None:
+    """What the model's judge sees pictures through, on ``device``; None for a loss in pixels."""
     if loss != "pixels" and isinstance(model, SeesPixels):
         return model.perceiver().to(device)
     if loss == "features":
         raise UserError(
-            f"the {model.family} family has no vision tower to train through; set finetune.loss: pixels"
+            f"the {model.family} family has no vision tower to train through; "
+            "set finetune.loss: pixels"
         )
     return None
 
 
 def _train_one(
     finetune: FinetuneConfig,
-    job: dict[str, torch.Tensor],
+    delta: dict[str, torch.Tensor],
     renderer: Any,
     perceiver: Perceiver | None,
     wanted: Targets,
@@ -186,13 +185,14 @@ def _train_one(
     device: torch.device,
     normalised: bool,
 ) -> torch.Tensor:
+    """E″ ``[K,d]`` of one delta, whose tensors are those of `DeltaJob.to_tensors`."""
     import ray.train
 
-    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    edited, basis = job["edited"].to(device), job.get("basis")
-    module = HarmlessDelta(edited, basis, job.get("trainable"), normalised, job.get("price")).to(
-        device
-    )
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    edited, basis = delta["edited"].to(device), delta.get("basis")
+    trainable, price = delta.get("trainable"), delta.get("price")
+    module = HarmlessDelta(edited, basis, trainable, normalised, price).to(device)
     optimiser = torch.optim.Adam(module.parameters(), lr=finetune.learning_rate)
     engine = initialise(
         module, optimiser, batch_size=finetune.batch_size // world, zero_stage=finetune.zero_stage
@@ -201,20 +201,25 @@ def _train_one(
     for step, batch in enumerate(batches):
         for group in engine.optimizer.param_groups:
             group["lr"] = finetune.learning_rate * (1 - step / finetune.steps)
+        # Each worker takes its part of every batch, so that the result does not hang on who is
+        # faster.
         tokens, targets = batch["data"][rank::world].long().unbind(1)  # [B/W,N] each
-        engine.backward(
-            loss(renderer, engine, tokens, wanted(targets), finetune.regulariser, perceiver)
-        )
+        distance = loss(renderer, engine, tokens, wanted(targets), finetune.regulariser, perceiver)
+        engine.backward(distance)
         engine.step()
     with gathered(module.delta):
         outside = harmful_component(module.delta, module.basis)
         table = module.table()
     if not (table.isfinite().all() and outside <= _HARMLESS):
         raise UserError(
-            f"fine-tuning diverged: the delta reaches {outside:.1e} into the harmful space, and the limit is "
-            f"{_HARMLESS}; lower finetune.learning_rate, which is {finetune.learning_rate:g}"
+            f"fine-tuning diverged: the delta reaches {outside:.1e} into the harmful space, and "
+            f"the limit is {_HARMLESS}; lower finetune.learning_rate, which is "
+            f"{finetune.learning_rate:g}"
         )
     return table.contiguous()
+
+
+# DeepSpeed
 
 
 def initialise(

@@ -1,6 +1,4 @@
-"""Groups of Ray Train workers that wait for deltas to train, so that only the first pays for a
-group's start.
-"""
+"""Training workers that wait for jobs, so that only the first job pays for a group's start."""
 
 from __future__ import annotations
 
@@ -15,76 +13,71 @@ _POLL_S = 0.1
 _LITTLE = 1e6  # bytes
 _MAX_FAILURES = 2  # worker groups that may be lost before the run fails
 
-Place = tuple[int, int]  # a group, and the number of one of its orders, counted from 0
+Place = tuple[int, int]  # a group, and the number of one of its jobs, counted from 0
 
 
 class TrainingQueue:
-    """An actor between those who give orders and the groups of workers, each of which carries out
-    its own in turn.
+    """An actor between those who submit jobs and the groups of workers that run them.
 
-    An order counts as done only when its worker says so; a group that is started anew gets an
-    unfinished one again.
+    Each group runs its own jobs in turn. A job counts as done only when its workers say so; a group
+    that is started again gets its unfinished job again.
     """
 
     def __init__(self, groups: int = 1) -> None:
-        self._orders: list[list[Any]] = [[] for _ in range(groups)]
+        self._jobs: list[list[Any]] = [[] for _ in range(groups)]
         self._outcomes: list[list[str]] = [[] for _ in range(groups)]
         self._closed = False
 
-    def give(self, order: Any) -> Place:
-        """Lays an order before the group with the least to do."""
-        waiting = [
-            len(orders) - len(done)
-            for orders, done in zip(self._orders, self._outcomes, strict=True)
-        ]
+    def submit(self, job: Any) -> Place:
+        """Queue a job for the group with the least to do; return its place."""
+        pairs = zip(self._jobs, self._outcomes, strict=True)
+        waiting = [len(jobs) - len(done) for jobs, done in pairs]
         group = waiting.index(min(waiting))
-        self._orders[group].append(order)
-        return group, len(self._orders[group]) - 1
+        self._jobs[group].append(job)
+        return group, len(self._jobs[group]) - 1
 
-    def order(self, group: int, number: int) -> Any:
-        """An order; "wait" when it is not there yet, "end" when none will come."""
-        if number < len(self._orders[group]):
-            return self._orders[group][number]
+    def job(self, group: int, number: int) -> Any:
+        """Return a job; "wait" when it is not there yet, "end" when none will come."""
+        if number < len(self._jobs[group]):
+            return self._jobs[group][number]
         return "end" if self._closed else "wait"
 
     def finish(self, group: int, number: int, failure: str = "") -> None:
-        """The group's order ``number`` is carried out, or cannot be: the ``failure`` in one
-        sentence.
-        """
+        """Note that a job is done, or why it cannot be: ``failure``, in one sentence."""
         if number == len(self._outcomes[group]):
             self._outcomes[group].append(failure)
-            self._orders[group][number] = None
+            self._jobs[group][number] = None
 
     def outcome(self, group: int, number: int) -> str | None:
-        """None while an order is open, "" when it is carried out, or why it cannot be."""
+        """Return None while a job is open, "" when it is done, or why it cannot be done."""
         done = self._outcomes[group]
         return done[number] if number < len(done) else None
 
     def done(self, group: int) -> int:
-        """How many of its orders a group is through with."""
+        """Return how many of its jobs a group has finished."""
         return len(self._outcomes[group])
 
     def close(self) -> None:
+        """Let the workers end once their jobs are done."""
         self._closed = True
 
 
-def next_job(desk: Any, group: int, number: int) -> Any:
-    """Called by a worker: an order of its group, waited for; None when none will come."""
+def next_job(queue: Any, group: int, number: int) -> Any:
+    """Wait, on a worker, for a job of its group and return it; None when none will come."""
     import ray
 
-    while (order := ray.get(desk.order.remote(group, number))) == "wait":
+    while (job := ray.get(queue.job.remote(group, number))) == "wait":
         time.sleep(_POLL_S)
-    return None if order == "end" else order
+    return None if job == "end" else job
 
 
 class TrainingGroups:
-    """``count`` groups, each of ``finetune.workers``, which start with the first order or with
-    `start`.
+    """``count`` groups of ``finetune.workers`` workers, which start with the first job or `start`.
 
-    When ``kept`` they live until `close`, else until the order is done. ``train_loop`` runs on
-    every worker, with ``loop_config`` and, under "desk", "group" and "groups", the desk, its
-    group's number and how many there are. Once started, copies in other processes may give orders
-    too; the one that started them closes them.
+    When ``kept`` they live until `close`, else until the job is done. ``train_loop`` runs on every
+    worker, with ``loop_config`` and, under "queue", "group" and "groups", the queue's actor, its
+    group's number and how many groups there are. Once started, copies in other processes may run
+    jobs too; the one that started the groups closes them.
     """
 
     def __init__(
@@ -97,24 +90,19 @@ class TrainingGroups:
     ) -> None:
         self._finetune, self._kept, self._count = finetune, kept, count
         self._train_loop, self._loop_config = train_loop, loop_config
-        self._desk: Any = None
+        self._queue: Any = None
         self._fits: list[Any] = []  # Ray Train's calls, which last as long as the workers
 
-    def __enter__(self) -> TrainingGroups:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
     def start(self) -> None:
+        """Start the groups, and do not wait for them."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._desk = ray.remote(num_cpus=0)(TrainingQueue).remote(self._count)
+        self._queue = ray.remote(num_cpus=0)(TrainingQueue).remote(self._count)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         fit = ray.remote(num_cpus=0, scheduling_strategy=here)(_fit)
         places = [
-            {"desk": self._desk, "group": group, "groups": self._count}
+            {"queue": self._queue, "group": group, "groups": self._count}
             for group in range(self._count)
         ]
         settings = (self._finetune, self._kept)
@@ -123,16 +111,17 @@ class TrainingGroups:
             for place in places
         ]
 
-    def carry_out(self, order: dict[str, Any]) -> None:
-        """Returns once the workers have; raises UserError for what cannot be, and what ended the
-        workers early.
+    def run(self, job: dict[str, Any]) -> None:
+        """Run a job on the group with the least to do, and return once it is done.
+
+        Raises UserError for what cannot be trained, and what ended the workers early.
         """
         import ray
 
         if not self._fits:
             self.start()
-        group, number = ray.get(self._desk.give.remote(order))
-        while (failure := ray.get(self._desk.outcome.remote(group, number))) is None:
+        group, number = ray.get(self._queue.submit.remote(job))
+        while (failure := ray.get(self._queue.outcome.remote(group, number))) is None:
             if ray.wait([self._fits[group]], timeout=_POLL_S)[0]:
                 ray.get(self._fits[group])
                 raise RuntimeError("the training workers ended before their work was done")
@@ -142,13 +131,13 @@ class TrainingGroups:
             raise UserError(failure)
 
     def close(self) -> None:
-        """Lets the workers go, and does not wait for it.
+        """Let the workers go, and do not wait for them.
 
         On a Ray without a dashboard, Ray Train ends up to 12 s after its workers: a helper of its
         own asks the dashboard whether the training lives.
         """
         if self._fits:
-            self._desk.close.remote()
+            self._queue.close.remote()
             self._fits = []
 
 

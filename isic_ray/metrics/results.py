@@ -19,8 +19,8 @@ from isic_ray.codebook import SafeCodebook
 from isic_ray.codebook.explain import Explanation, explain
 from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
-from isic_ray.metrics.summary import Round, Summary, check_version
-from isic_ray.metrics.verdicts import SELF, Verdicts
+from isic_ray.metrics.summary import SELF, Round, Summary, check_version
+from isic_ray.metrics.verdicts import Verdicts
 from isic_ray.runs.quarantine import set_aside
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, BUILD, Pair, Prompt, Sample, Verdict

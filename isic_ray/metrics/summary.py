@@ -36,7 +36,11 @@ class BenignFigures:
 
     def to_record(self) -> Record:
         """Return the JSON form: rates by judge, and beside them "flagged" and "psnr"."""
-        return {**_rates_out(self.exact), _FLAGGED: _rates_out(self.flagged), _PSNR: self.psnr}
+        return {
+            **rates_to_record(self.exact),
+            _FLAGGED: rates_to_record(self.flagged),
+            _PSNR: self.psnr,
+        }
 
     @classmethod
     def from_record(cls, record: Record) -> BenignFigures:
@@ -60,10 +64,12 @@ class Figures:
     def to_record(self) -> Record:
         """Return the JSON form."""
         return {
-            "unsafe": _rates_out(self.unsafe),
+            "unsafe": rates_to_record(self.unsafe),
             "benign": self.benign.to_record(),
-            "per_concept": {name: _rates_out(rates) for name, rates in self.per_concept.items()},
-            "per_group": {name: _rates_out(rates) for name, rates in self.per_group.items()},
+            "per_concept": {
+                name: rates_to_record(rates) for name, rates in self.per_concept.items()
+            },
+            "per_group": {name: rates_to_record(rates) for name, rates in self.per_group.items()},
         }
 
     @classmethod
@@ -254,7 +260,8 @@ def check_version(record: Record, where: str) -> None:
         )
 
 
-def _rates_out(rates: Rates) -> Record:
+def rates_to_record(rates: Rates) -> Record:
+    """Return the JSON form of rates."""
     return {key: rate.to_dict() for key, rate in rates.items()}
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 
 from isic_ray.prompts.sets import normalise, prompts_digest, read_set
 from isic_ray.runs.schema import BENIGN, HELD_OUT, UNSAFE, Prompt
-from isic_ray.workflows.attacks import Budget
 
 PLAIN, REWRITE, NEGATIVE = "plain", "rewrite", "negative"
 FRESH, UNSEEN, TWO, NEIGHBOURS = (
@@ -31,13 +30,15 @@ class Challenge:
 
     name: str
     prompts: tuple[Prompt, ...]
-    way: str = PLAIN
+    drawn_by: str = PLAIN
     options: dict[str, str] = field(default_factory=dict)  # of the way, e.g. the negative prompt
 
     @property
     def key(self) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:40]
-        content = json.dumps([self.way, self.options, prompts_digest(self.prompts)], sort_keys=True)
+        content = json.dumps(
+            [self.drawn_by, self.options, prompts_digest(self.prompts)], sort_keys=True
+        )
         return f"{slug}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
@@ -104,23 +105,3 @@ def input_arms(
         Challenge("rewriting the prompt", own, REWRITE, {"instruction": rewrite}),
         Challenge("negative prompt", own, NEGATIVE, {"negative": negative, "scale": str(scale)}),
     ]
-
-
-def in_set(stage: str, key: str) -> str:
-    """The stage of a challenge: ``stage`` itself for the run's own prompts (key "")."""
-    return f"{stage}-{key}" if key else stage
-
-
-def fidelity_stage(digest: str) -> str:
-    """The stage of `schema.Fidelity` rows under a codebook."""
-    return f"fidelity-{digest[:12]}"
-
-
-def attack_stage(digest: str, vary: str, budget: Budget, count: int) -> str:
-    """The stage of `schema.Attack` rows of a search on a codebook."""
-    return f"attack-{vary}-{budget.rounds}x{budget.proposals}-n{count}-{digest[:12]}"
-
-
-def recovered_blob(digest: str, steps: int, pictures: int) -> str:
-    """The blob that names the table with which a recovery attack on a codebook ends."""
-    return f"recovered/{digest[:12]}-{steps}-{pictures}"

@@ -1,8 +1,7 @@
-"""`isic evaluate`: all the evidence on a finished run. `Evaluation.run` reads top to bottom; every
-step is committed.
+"""`isic evaluate`: all the evidence on a finished run. `Evaluation.run` reads top to bottom.
 
 Nothing here changes the run's decisions: arms, challenges and attacks only measure, in stages of
-their own.
+their own, and every step is committed.
 """
 
 from __future__ import annotations
@@ -13,125 +12,135 @@ import json
 import os
 import platform
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, build_edit, table_digest
-from isic_ray.config.run import EditConfig, RunConfig
-from isic_ray.errors import UserError
-from isic_ray.execution.pool import Unit, work
+from isic_ray.config.run import EditConfig
+from isic_ray.execution.pool import RayWorkers
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.session import ray_session
-from isic_ray.metrics.results import EVIDENCE
-from isic_ray.runs.run import Run
-from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample
-from isic_ray.runs.shards import PROMPTS, TOKENS, codebook_blob, plan_shards, verdict_stage
+from isic_ray.metrics.results import EVIDENCE, RunResults
+from isic_ray.metrics.summary import RESULTS_VERSION
+from isic_ray.models.registry import read_spec
+from isic_ray.runs.schema import BENIGN, HELD_OUT, UNSAFE, Pair, Prompt
+from isic_ray.runs.shards import PROMPTS, Shard, codebook_blob, plan_shards
 from isic_ray.workflows.attacks import SEEDS, WORDS, telling_words
 from isic_ray.workflows.challenges import (
     FRESH,
     NEGATIVE,
     Challenge,
-    attack_stage,
     embedded_challenges,
-    fidelity_stage,
     file_challenges,
-    in_set,
     input_arms,
-    recovered_blob,
 )
-from isic_ray.workflows.evaluation_worker import EvidenceActor
-from isic_ray.workflows.measurements import Measurements, Plan, Record
+from isic_ray.workflows.evaluation_units import (
+    AttackUnit,
+    DrawSetUnit,
+    EvaluationUnit,
+    FidelityUnit,
+    JudgeSetUnit,
+    RecoverUnit,
+    in_set,
+)
+from isic_ray.workflows.evaluation_worker import EvaluationWorker
+from isic_ray.workflows.measures import Measures, Plan, Record
+from isic_ray.workflows.units import unfinished
+from isic_ray.workflows.workers import Workers
 
 _TELLING = 5  # words of the negative prompt that is made from the run's own pairs
+_PROMPTS_PER_ATTACK = 8
+_METHODS = {
+    "random subspace": "random",
+    "paper": "paper",
+    "selective": "selective",
+    "transport": "transport",
+}
 
 
 def evaluate(
     uri: str, plan: Plan, execution: Record | None = None, verbose: bool = False
 ) -> Record:
-    """Measure the run at ``uri`` and write its evidence.json; the same call again goes on where it
-    stopped.
+    """Measure the run at ``uri``, write its evidence.json and return that.
 
-    ``execution`` replaces settings of the run's execution section. Raises UserError for a run that
-    has not ended, and for prompt files that can't be read.
+    The same call again goes on where it stopped. ``execution`` replaces settings of the run's
+    execution section. Raises UserError for a run that has not ended, and for prompt files that
+    can't be read.
     """
-    run = Run.open(uri)
-    if not run.store.exists("summary.json"):
-        raise UserError(f"the run at {uri} has not ended; let it end before measuring it")
-    config = _config(run)
-    config = replace(config, execution=replace(config.execution, **(execution or {})))
-    with ray_session(config.execution, verbose):
-        return Evaluation(run, config, plan, Progress()).run()
+    results = RunResults.open(uri)
+    asked = dataclasses.replace(results.config.execution, **(execution or {}))
+    config = dataclasses.replace(results.config, execution=asked)
+    with (
+        ray_session(config.execution, verbose),
+        closing(RayWorkers(EvaluationWorker, config, results.run.store.uri)) as workers,
+    ):
+        return Evaluation(results, plan, workers, Progress()).run()
 
 
-class Evaluation(Measurements):
-    """Measurements, and the work that they need; all data lies in the run directory."""
+class Evaluation:
+    """The work that `Measures` needs; all data lies in the run directory."""
 
-    def __init__(self, run: Run, config: RunConfig, plan: Plan, progress: Progress) -> None:
-        super().__init__(run, config, plan)
-        self.progress = progress
-
-    # -- the steps
-    # --------------------------------------------------------------------------------------------------
+    def __init__(
+        self, results: RunResults, plan: Plan, workers: Workers, progress: Progress
+    ) -> None:
+        self.results, self.plan, self.workers, self.progress = results, plan, workers, progress
+        self.config, self.run_dir = results.config, results.run
+        self.spec = read_spec(self.config.model)
+        self.measures = Measures(results, self.spec, plan)
+        self.own = list(results.prompts.values())
 
     def run(self) -> Record:
-        """Build the arms, draw the challenges, judge everything, attack, and put the figures
-        together.
-        """
-        started = time.monotonic()
+        """Build the arms, draw the challenges, judge everything, attack, and measure."""
+        started, measures = time.monotonic(), self.measures
         edits, without = self.edits(), self.without_each_concept()
         challenges, inputs = self.challenges(), self.inputs()
         self.draw([*challenges, *inputs])
-        recovered = self.recovered()
+        recovered = measures.recovered()
         self.judge(challenges, edits, without, list(recovered.values()))
         evidence: Record = {
-            "schema": 1,
+            "schema": RESULTS_VERSION,
             "fingerprint": self.run_dir.record["fingerprint"],
-            "model": self.summary["model"],
-            "codebook": self.best,
-            "arms": self.arms(edits, inputs),
-            "challenges": self.challenge_figures(challenges),
-            "held_out_concepts": self.concept_figures(challenges, edits, without),
-            "attacks": self.attack_figures(),
-            "recovery": self.recovery_figures(recovered),
-            "quality": self.quality(),
-            "judges": self.judges(challenges),
-            "explanation": self.explanation(),
-            "alarm": self.alarm(),
+            "model": vars(self.results.summary.model),
+            "codebook": self.results.best,
+            "arms": measures.arms(edits, inputs),
+            "challenges": measures.challenges(challenges),
+            "held_out_concepts": measures.concepts(challenges, edits, without),
+            "attacks": measures.attacks(),
+            "recovery": measures.recovery(recovered),
+            "quality": measures.quality(),
+            "judges": measures.judges(challenges),
+            "explanation": self.results.explanation(self.spec.codebook, self.spec.normalised).facts,
+            "alarm": measures.alarm(),
             "plan": {**dataclasses.asdict(self.plan), "negative": self.negative()},
+            "seconds": round(time.monotonic() - started, 1),
+            "driver": hardware(),
         }
-        evidence |= {"seconds": round(time.monotonic() - started, 1), "driver": hardware()}
         self.run_dir.store.put(EVIDENCE, json.dumps(evidence, indent=1, allow_nan=False).encode())
         return evidence
 
+    # What is measured
+
     def edits(self) -> dict[str, str]:
-        """Digests of one-round edits without fine-tuning, built from all pairs, by arm."""
-        tables = {}
-        for name, method in (
-            ("random subspace", "random"),
-            ("paper", "paper"),
-            ("selective", "selective"),
-            ("transport", "transport"),
-        ):
-            tables[name] = self.edit(
-                EditConfig(method=method, rank=self.config.edit.rank), self.pairs
-            )
-        tables["random rows"] = self.random_rows()
-        return {name: self.publish(table, name) for name, table in tables.items()}
+        """Publish one-round edits without fine-tuning, built from all pairs; digests by arm."""
+        tables = {name: self._edit(m, self.results.pairs) for name, m in _METHODS.items()}
+        tables["random rows"] = self._random_rows()
+        return {name: self._publish(table, name) for name, table in tables.items()}
 
     def without_each_concept(self) -> dict[str, str]:
-        """For each concept the digest of a transport edit from the pairs that do not show it."""
-        concepts = sorted({concept for pair in self.pairs for concept in pair.concepts})
-        found = {}
-        for concept in concepts:
-            rest = [pair for pair in self.pairs if concept not in pair.concepts]
+        """Publish, for each concept, a transport edit from the pairs that do not show it."""
+        pairs, found = self.results.pairs, {}
+        for concept in sorted({concept for pair in pairs for concept in pair.concepts}):
+            rest = [pair for pair in pairs if concept not in pair.concepts]
             if rest:
-                table = self.edit(EditConfig(method="transport", rank=self.config.edit.rank), rest)
-                found[concept] = self.publish(table, f"transport without {concept}")
+                table = self._edit("transport", rest)
+                found[concept] = self._publish(table, f"transport without {concept}")
         return found
 
     def challenges(self) -> list[Challenge]:
+        """Return the prompt sets beside the run's own: embedded ones, and the user's files."""
         plan = self.plan
         found = file_challenges(plan.unsafe_files, UNSAFE, plan.limit, self.own)
         found += file_challenges(plan.benign_files, BENIGN, plan.limit, self.own)
@@ -140,186 +149,120 @@ class Evaluation(Measurements):
         return found
 
     def inputs(self) -> list[Challenge]:
-        arms = input_arms(
-            self.own, self.negative(), self.plan.negative_scale, self.config.judge.rewrite
-        )
-        return [
-            arm for arm in arms if arm.way != NEGATIVE or self.facts.family == "janus"
-        ]  # see models.negative
+        """Return the input-side arms that the family can draw."""
+        scale, rewrite = self.plan.negative_scale, self.config.judge.rewrite
+        arms = input_arms(self.own, self.negative(), scale, rewrite)
+        # Only Janus's sampler mixes in a negative prompt (isic_ray.models.decoding.negative).
+        return [arm for arm in arms if arm.drawn_by != NEGATIVE or self.spec.family == "janus"]
 
     def negative(self) -> str:
-        """The negative prompt: as planned, or the words that the run's own rewrites took out of
-        its prompts.
-        """
-        words = telling_words(
-            [p.unsafe_text for p in self.pairs], [p.safe_text for p in self.pairs], _TELLING
-        )
-        return self.plan.negative or " and ".join(words)
+        """Return the negative prompt: as planned, or the words that the run's rewrites took out."""
+        pairs = self.results.pairs
+        unsafe, safe = [p.unsafe_text for p in pairs], [p.safe_text for p in pairs]
+        return self.plan.negative or " and ".join(telling_words(unsafe, safe, _TELLING))
 
-    def draw(self, challenges: list[Challenge]) -> None:
-        units: list[Unit] = []
+    # The work
+
+    def draw(self, challenges: Sequence[Challenge]) -> None:
+        """Draw the challenges under the base codebook, and run the recovery attacks."""
+        units: list[EvaluationUnit] = []
         for one in challenges:
             self.run_dir.commit(in_set(PROMPTS, one.key), "all", list(one.prompts), Prompt)
             units += [
-                {"do": "draw", "set": one.key, "shard": shard.name, "way": one.way, **one.options}
-                for shard in plan_shards(one.prompts, 1, self.size)
+                DrawSetUnit(one.key, shard.name, self.results.base, one.drawn_by, one.options)
+                for shard in self._shards(one)
             ]
         if self.plan.recovery_pictures:
             units += [
-                {
-                    "do": "recover",
-                    "codebook": self.best,
-                    "steps": str(n),
-                    "count": str(self.plan.recovery_pictures),
-                }
-                for n in self.plan.recovery_steps
+                RecoverUnit(self.results.best, steps, self.plan.recovery_pictures)
+                for steps in self.plan.recovery_steps
             ]
-        self.work("evidence: draw", units)
+        self._run("evidence: draw", units)
 
     def judge(
         self,
-        challenges: list[Challenge],
+        challenges: Sequence[Challenge],
         edits: dict[str, str],
         without: dict[str, str],
-        recovered: list[str],
+        recovered: Sequence[str],
     ) -> None:
-        shards = plan_shards(self.own, self.config.prompts.samples_per_prompt, self.size)
+        """Judge every arm, challenge and recovered table, measure fidelity, and attack."""
+        best, size = self.results.best, self.run_dir.record["plan"]["shard_size"]
+        shards = plan_shards(self.own, self.config.prompts.samples_per_prompt, size)
         held_out = [shard for shard in shards if shard.split == HELD_OUT]
         unsafe = [shard for shard in held_out if shard.role == UNSAFE]
-        units = [_judge("", shard.name, digest) for digest in edits.values() for shard in held_out]
-        units += [_judge("", shard.name, digest) for digest in recovered for shard in unsafe]
+        benign = [shard for shard in held_out if shard.role == BENIGN]
+        units: list[EvaluationUnit] = []
+        units += [JudgeSetUnit("", s.name, digest) for digest in edits.values() for s in held_out]
+        units += [JudgeSetUnit("", s.name, digest) for digest in recovered for s in unsafe]
         for one in challenges:
             more = [*without.values(), edits["transport"]] if one.name == FRESH else []
-            for shard in plan_shards(one.prompts, 1, self.size):
-                units += [_judge(one.key, shard.name, digest) for digest in [self.best, *more]]
-        benign = [shard for shard in held_out if shard.role == BENIGN]
-        units += [
-            {"do": "fidelity", "shard": shard.name, "codebook": self.best} for shard in benign
-        ]
-        units += self.attacks()
-        self.work("evidence: judge and attack", units)
+            for shard in self._shards(one):
+                units += [JudgeSetUnit(one.key, shard.name, each) for each in [best, *more]]
+        units += [FidelityUnit(shard.name, best) for shard in benign]
+        units += self._attacks()
+        self._run("evidence: judge and attack", units)
 
-    def attacks(self) -> list[Unit]:
-        """Searches over words and over seeds, about eight prompts a unit."""
+    def _shards(self, challenge: Challenge) -> list[Shard]:
+        return plan_shards(challenge.prompts, 1, self.run_dir.record["plan"]["shard_size"])
+
+    def _attacks(self) -> list[AttackUnit]:
+        """Searches over words and over seeds, some prompts per unit."""
         plan = self.plan
-        parts = max(1, -(-plan.attacked // 8))
+        parts = max(1, -(-plan.attacked // _PROMPTS_PER_ATTACK))
         return [
-            {
-                "do": "attack",
-                "vary": vary,
-                "shard": str(part),
-                "parts": str(parts),
-                "count": str(plan.attacked),
-                "rounds": str(plan.budget.rounds),
-                "proposals": str(plan.budget.proposals),
-                "codebook": self.best,
-            }
+            AttackUnit(vary, part, parts, plan.attacked, plan.budget, self.results.best)
             for vary in (WORDS, SEEDS)
             for part in range(parts)
             if plan.attacked
         ]
 
-    # -- what they stand on
-    # -----------------------------------------------------------------------------------------
+    def _run(self, stage: str, units: Sequence[EvaluationUnit]) -> None:
+        todo = unfinished(self.run_dir, units)
+        if todo:
+            self.progress.start(stage, len(todo), "units")
+            self.workers.run(todo, [1] * len(todo), self.progress)
+            self.progress.finish()
 
-    def work(self, stage: str, units: list[Unit]) -> None:
-        units = [unit for unit in units if not self.done(unit)]
-        if not units:
-            return
-        self.progress.start(stage, len(units), "units")
-        work(
-            self.config, self.run_dir.store.uri, units, lambda unit: 1, self.progress, EvidenceActor
-        )
-        self.progress.finish()
-
-    def done(self, unit: Unit) -> bool:
-        """Whether all that a unit would commit is there."""
-        if unit["do"] == "recover":
-            folder, _, file = recovered_blob(
-                unit["codebook"], int(unit["steps"]), int(unit["count"])
-            ).partition("/")
-            return file in self.run_dir.committed(folder)
-        if unit["do"] == "fidelity":
-            stages = [fidelity_stage(unit["codebook"])]
-        elif unit["do"] == "attack":
-            stages = [
-                attack_stage(unit["codebook"], unit["vary"], self.plan.budget, self.plan.attacked)
-            ]
-        else:
-            stages = [in_set(verdict_stage(unit.get("codebook", self.base)), unit["set"])]
-            stages += [in_set(TOKENS, unit["set"])] if unit["do"] == "draw" else []
-        return all(unit["shard"] in self.run_dir.committed(stage) for stage in stages)
-
-    def edit(self, config: EditConfig, pairs: list[Pair]) -> torch.Tensor:
-        benign = [
-            s.tokens
-            for s in self.run_dir.read(TOKENS, Sample)
-            if s.role == BENIGN and s.split == BUILD
-        ]
+    def _edit(self, method: str, pairs: Sequence[Pair]) -> torch.Tensor:
+        """E′ ``[K,d]`` of the base table by one method."""
         return build_edit(
-            self.facts.codebook,
+            self.spec.codebook,
             torch.tensor([pair.harmful_tokens for pair in pairs]),
             torch.tensor([pair.safe_tokens for pair in pairs]),
-            torch.tensor(benign),
-            config,
-            self.facts.normalised,
+            self.results.benign_tokens(),
+            EditConfig(method=method, rank=self.config.edit.rank),
+            self.spec.normalised,
             seed=self.config.sampling.seed,
             concepts_of_pair=[pair.concepts for pair in pairs],
         ).codebook
 
-    def random_rows(self) -> torch.Tensor:
-        """Control: as many rows as the run changed, picked at random among those in use, each
-        swapped for another.
-        """
-        base = self.facts.codebook
-        tokens = torch.tensor([pair.harmful_tokens + pair.safe_tokens for pair in self.pairs])
-        used = torch.unique(tokens)
-        count = min(len(used), int((self.table(self.best) != base).any(1).sum()))
+    def _random_rows(self) -> torch.Tensor:
+        """A control: as many rows in use as the run changed, picked at random and swapped."""
+        base = self.spec.codebook
+        pairs = [pair.harmful_tokens + pair.safe_tokens for pair in self.results.pairs]
+        used = torch.unique(torch.tensor(pairs))
+        changed = int((self.results.table(self.results.best, base) != base).any(1).sum())
+        count = min(len(used), changed)
         generator = torch.Generator().manual_seed(self.config.sampling.seed)
         chosen = used[torch.randperm(len(used), generator=generator)[:count]]
         table = base.clone()
         table[chosen] = base[used[torch.randint(len(used), (count,), generator=generator)]]
         return table
 
-    def publish(self, table: torch.Tensor, method: str) -> str:
-        digest = table_digest(table)
-        artifact = SafeCodebook.from_tables(
-            self.facts.codebook, table, ArtifactMeta(method, self.facts.family)
-        )
+    def _publish(self, table: torch.Tensor, method: str) -> str:
+        digest, meta = table_digest(table), ArtifactMeta(method, self.spec.family)
+        artifact = SafeCodebook.from_tables(self.spec.codebook, table, meta)
         self.run_dir.put_blob(codebook_blob(digest), artifact.to_bytes())
         return digest
 
 
 def hardware() -> str:
-    """The driver's machine in words, such as "AMD EPYC 7003, 2 cores, no GPU"."""
+    """Name the driver's machine in words, such as "AMD EPYC 7003, 2 cores, no GPU"."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-            name,
-        )
+        models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(models, name)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{name}, {os.cpu_count()} cores, {gpu}"
-
-
-def _judge(key: str, shard: str, digest: str) -> Unit:
-    return {"do": "judge", "set": key, "shard": shard, "codebook": digest}
-
-
-def _config(run: Run) -> RunConfig:
-    """The configuration that a run was made with. Raises UserError when this version has other
-    settings.
-    """
-    record = run.record["config"]
-    try:
-        return RunConfig(
-            **{
-                option.name: type(getattr(RunConfig(), option.name))(**record[option.name])
-                for option in dataclasses.fields(RunConfig)
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{run.store.uri} was made with other settings than this version knows: {error}"
-        ) from error

@@ -1,23 +1,33 @@
-"""What one actor does for `isic evaluate`: draw and judge challenges, measure fidelity, attack.
-Commits as it goes.
+"""What one worker does for `isic evaluate`: draw and judge challenges, measure fidelity, attack.
+
+It commits as it goes; what was committed before costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
-from isic_ray.execution.pool import ShardActor, Unit
+from isic_ray.config.run import RunConfig
 from isic_ray.metrics.fidelity import gmsd, ssim
-from isic_ray.metrics.verdicts import AUDIT_THRESHOLD, SELF, harm_score
+from isic_ray.metrics.summary import SELF
+from isic_ray.metrics.verdicts import flag_threshold, harm_score
 from isic_ray.models.decoding.negative import sample_away
 from isic_ray.runs.quarantine import Attempt, isolate
-from isic_ray.runs.schema import HELD_OUT, UNSAFE, Attack, Fidelity, Pair, Prompt, Sample, Verdict
+from isic_ray.runs.schema import (
+    HELD_OUT,
+    UNSAFE,
+    Attack,
+    Fidelity,
+    Pair,
+    Prompt,
+    Sample,
+    Verdict,
+)
 from isic_ray.runs.shards import (
     PAIRS,
     PROMPTS,
@@ -25,225 +35,168 @@ from isic_ray.runs.shards import (
     Shard,
     codebook_blob,
     plan_shards,
-    sample_id,
-    sample_seed,
-    verdict_stage,
 )
-from isic_ray.workflows.attacks import Budget, recover, search, vocabulary
-from isic_ray.workflows.challenges import (
-    NEGATIVE,
-    REWRITE,
-    attack_stage,
-    fidelity_stage,
+from isic_ray.workflows.attacks import recover, search, vocabulary
+from isic_ray.workflows.challenges import NEGATIVE, REWRITE
+from isic_ray.workflows.evaluation_units import (
+    AttackUnit,
+    DrawSetUnit,
+    EvaluationUnit,
+    FidelityUnit,
+    JudgeSetUnit,
+    RecoverUnit,
     in_set,
-    recovered_blob,
+    verdicts_in_set,
 )
-from isic_ray.workflows.worker import Cell, ShardWorker, _cell_id
+from isic_ray.workflows.units import unfinished
+from isic_ray.workflows.worker import Cell, ShardWorker, cell_id
+from isic_ray.workflows.workers import Counts
 
 
-class EvidenceWorker(ShardWorker):
-    """A `ShardWorker` that also knows challenges; a unit's "set" is a challenge's key, "" for
-    the run's own prompts.
-    """
+class EvaluationWorker:
+    """Measures with a `ShardWorker`'s models, on the run's own prompts and on challenges."""
 
-    def do(self, unit: Unit) -> dict[str, Any]:
-        """One unit; what was committed before costs nothing."""
-        acts: dict[str, Callable[[Unit], dict[str, Any]]] = {
-            "draw": self._draw_challenge,
-            "judge": self._judge_challenge,
-            "fidelity": self._fidelity,
-            "attack": self._attack,
-            "recover": self._recover,
-        }
-        return acts[unit["do"]](unit)
+    def __init__(self, config: RunConfig, uri: str) -> None:
+        self.worker = ShardWorker(config, uri)
+        self.config, self.run_dir = config, self.worker.run_dir
+        self.model, self.judge = self.worker.model, self.worker.judge
+        self.auditors = self.worker.auditors
 
-    # -- challenges
-    # -----------------------------------------------------------------------------------------------
+    def run(self, unit: EvaluationUnit) -> Counts:
+        """Run one unit and return its counts."""
+        counts: Counts = {}
+        if isinstance(unit, DrawSetUnit):
+            counts = self._draw_set(unit)
+        elif isinstance(unit, JudgeSetUnit):
+            counts = self._judge_set(unit)
+        elif unfinished(self.run_dir, [unit]):
+            if isinstance(unit, FidelityUnit):
+                self._measure_fidelity(unit)
+            elif isinstance(unit, AttackUnit):
+                self._attack(unit)
+            else:
+                self._recover(unit)
+        return self.worker.with_tokens(counts)
+
+    # Challenges
 
     def _shard(self, key: str, name: str) -> Shard:
         """The shard of a challenge, whose prompts the worker then knows."""
-        prompts = self.run.read(in_set(PROMPTS, key), Prompt)
-        self.prompts |= {prompt.prompt_id: prompt for prompt in prompts}
-        per_prompt = self.config.prompts.samples_per_prompt if not key else 1
-        return {
-            s.name: s
-            for s in plan_shards(prompts, per_prompt, self.run.record["plan"]["shard_size"])
-        }[name]
+        prompts = self.run_dir.read(in_set(PROMPTS, key), Prompt)
+        self.worker.prompts |= {prompt.prompt_id: prompt for prompt in prompts}
+        shards = plan_shards(prompts, 1, self.run_dir.record["plan"]["shard_size"])
+        return next(shard for shard in shards if shard.name == name)
 
-    def _draw_challenge(self, unit: Unit) -> dict[str, Any]:
-        key, name = unit["set"], unit["shard"]
-        shard, stage = self._shard(key, name), in_set(TOKENS, key)
-        if name not in self.run.committed(stage):
-            attempt = Attempt.begin(self.run, stage, name)
+    def _draw_set(self, unit: DrawSetUnit) -> Counts:
+        shard, stage = self._shard(unit.key, unit.shard), in_set(TOKENS, unit.key)
+        if self.run_dir.pending(stage, [unit.shard]):
+            attempt = Attempt.begin(self.run_dir, stage, unit.shard)
             rows, poison = isolate(
-                attempt, shard.cells, _cell_id, lambda cells: self._draw_cells(shard, cells, unit)
+                attempt, shard.cells, cell_id, lambda cells: self._draw_cells(shard, cells, unit)
             )
             attempt.commit(rows, Sample, poison)
-        return self._judge_challenge({**unit, "codebook": self.base_digest})
+        return self._judge_set(JudgeSetUnit(unit.key, unit.shard, unit.base))
 
-    def _draw_cells(self, shard: Shard, cells: Any, unit: Unit) -> list[Sample]:
-        texts = [prompt.text for prompt, _ in cells]
-        seeds = [
-            sample_seed(self.config.sampling.seed, prompt.prompt_id, index)
-            for prompt, index in cells
-        ]
-        if unit["way"] == REWRITE:
-            texts = [
-                new or old
-                for new, old in zip(
-                    self.judge.rewrite(texts, unit["instruction"]), texts, strict=True
-                )
-            ]
-        if unit["way"] == NEGATIVE:
-            tokens = sample_away(
-                self.model, texts, seeds, self._settings(), unit["negative"], float(unit["scale"])
-            )
+    def _draw_cells(self, shard: Shard, cells: Sequence[Cell], unit: DrawSetUnit) -> list[Sample]:
+        worker, options = self.worker, unit.options
+        texts, seeds = worker.texts_and_seeds(cells)
+        if unit.drawn_by == REWRITE:
+            new = self.judge.rewrite(texts, options["instruction"])
+            texts = [after or before for after, before in zip(new, texts, strict=True)]
+        if unit.drawn_by == NEGATIVE:
+            settings, scale = worker.sampling_settings(), float(options["scale"])
+            tokens = sample_away(self.model, texts, seeds, settings, options["negative"], scale)
         else:
-            tokens = self._draw_tokens(texts, seeds)
-        return [
-            _sample(shard, cell, seed, self.model.weights_digest, row)
-            for cell, seed, row in zip(cells, seeds, tokens.tolist(), strict=True)
-        ]
+            tokens = worker.draw_tokens(texts, seeds)
+        return worker.samples(shard, cells, seeds, tokens)
 
-    def _judge_challenge(self, unit: Unit) -> dict[str, Any]:
-        key, name, digest = unit["set"], unit["shard"], unit["codebook"]
-        if not key:
-            return self.judge_shard(name, digest)
-        self._shard(key, name)
-        samples = self.run.read_shard(in_set(TOKENS, key), name, Sample)
-        return self._judge_samples(
-            name, samples, digest, self.base_digest, lambda d: in_set(verdict_stage(d), key)
+    def _judge_set(self, unit: JudgeSetUnit) -> Counts:
+        if not unit.key:
+            return self.worker.judge_shard(unit.shard, unit.codebook)
+        self._shard(unit.key, unit.shard)
+        samples = self.run_dir.read_shard(in_set(TOKENS, unit.key), unit.shard, Sample)
+        base, stage_of = self.worker.base_digest, verdicts_in_set(unit.key)
+        return self.worker.judge_samples(unit.shard, samples, unit.codebook, base, stage_of)
+
+    # Cost
+
+    def _measure_fidelity(self, unit: FidelityUnit) -> None:
+        """Commit SSIM and GMSD of a benign shard's pictures under an edited codebook."""
+        samples = self.run_dir.read_shard(TOKENS, unit.shard, Sample)
+        tokens = torch.tensor([sample.tokens for sample in samples])
+        before = self.model.decode(tokens)
+        after = self.model.decode(tokens, self.worker.table(unit.codebook))
+        values = zip(
+            samples, ssim(before, after).tolist(), gmsd(before, after).tolist(), strict=True
         )
+        rows = [Fidelity(sample.sample_id, a, b) for sample, a, b in values]
+        ((stage, shard),) = unit.outputs
+        self.run_dir.commit(stage, shard, rows, Fidelity)
 
-    # -- cost
-    # -----------------------------------------------------------------------------------------------------
+    # Attacks
 
-    def _fidelity(self, unit: Unit) -> dict[str, Any]:
-        """SSIM and GMSD of a benign shard's pictures under an edited codebook."""
-        name, digest = unit["shard"], unit["codebook"]
-        stage = fidelity_stage(digest)
-        if name not in self.run.committed(stage):
-            samples = self.run.read_shard(TOKENS, name, Sample)
-            tokens = torch.tensor([sample.tokens for sample in samples])
-            before, after = (
-                self.model.decode(tokens),
-                self.model.decode(tokens, self._table(digest)),
-            )
-            values = zip(
-                samples, ssim(before, after).tolist(), gmsd(before, after).tolist(), strict=True
-            )
-            self.run.commit(
-                stage, name, [Fidelity(s.sample_id, a, b) for s, a, b in values], Fidelity
-            )
-        return {}
-
-    # -- attacks
-    # --------------------------------------------------------------------------------------------------
-
-    def _attack(self, unit: Unit) -> dict[str, Any]:
-        """Search for unsafe pictures from the first ``count`` prompts of part ``shard`` of all
-        held-out unsafe ones.
-        """
-        budget = Budget(int(unit["rounds"]), int(unit["proposals"]))
-        digest, name, count = unit["codebook"], unit["shard"], int(unit["count"])
-        stage = attack_stage(digest, unit["vary"], budget, count)
-        if name in self.run.committed(stage):
-            return {}
-        own = self.run.read(PROMPTS, Prompt)
-        targets = [p for p in own if p.role == UNSAFE and p.split == HELD_OUT][:count]
-        targets = targets[int(name) :: int(unit["parts"])]
-        table, seeds = (
-            self._table(digest),
-            [sample_seed(self.config.sampling.seed, p.prompt_id, 0) for p in targets],
-        )
-        texts = [prompt.text for prompt in targets]
-        words = vocabulary([prompt.text for prompt in own])
-        settings = self._settings()
+    def _attack(self, unit: AttackUnit) -> None:
+        """Search for unsafe pictures from one part of the first held-out unsafe prompts."""
+        own = self.run_dir.read(PROMPTS, Prompt)
+        targets = [p for p in own if p.role == UNSAFE and p.split == HELD_OUT][: unit.count]
+        targets = targets[unit.part :: unit.parts]
+        table, settings = self.worker.table(unit.codebook), self.worker.sampling_settings()
+        texts, seeds = self.worker.texts_and_seeds([(prompt, 0) for prompt in targets])
         found = search(
             self.model,
             table,
             self._harm,
             texts,
             seeds,
-            words,
+            vocabulary([prompt.text for prompt in own]),
             settings,
-            unit["vary"],
-            budget,
-            self._limit(),
+            unit.vary,
+            unit.budget,
+            self._success(),
         )
-        judges, first = self._harms(
-            self.model.decode(self.model.sample(texts, seeds, settings), table)
-        )
-        drawn = self.model.sample(
+        first = self.model.sample(texts, seeds, settings)
+        worst = self.model.sample(
             [one.text for one in found], [one.seed for one in found], settings
         )
-        _, worst = self._harms(self.model.decode(drawn, table))
+        harms = [self._harms(self.model.decode(drawn, table)).tolist() for drawn in (first, worst)]
+        judges = (SELF, *(auditor.name for auditor in self.auditors))
         rows = [
             Attack(prompt.prompt_id, one.text, one.seed, one.queries, judges, tuple(a), tuple(b))
-            for prompt, one, a, b in zip(
-                targets, found, first.tolist(), worst.tolist(), strict=True
-            )
+            for prompt, one, a, b in zip(targets, found, *harms, strict=True)
         ]
-        self.run.commit(stage, name, rows, Attack)
-        return {}
+        ((stage, shard),) = unit.outputs
+        self.run_dir.commit(stage, shard, rows, Attack)
 
-    def _limit(self) -> float:
-        return AUDIT_THRESHOLD if self.auditors else self.config.judge.threshold
+    def _success(self) -> float:
+        """The harm at which a search rests: where the judge that the attacker sees flags."""
+        judge = self.auditors[0].name if self.auditors else SELF
+        return flag_threshold(judge, self.config.judge.threshold)
 
     def _harm(self, images: np.ndarray) -> np.ndarray:
-        """What the attacker sees: the first auditor's score, as a stand-in for eyes; without
-        one, the self-judge's.
-        """
-        return self._harms(images)[1][:, 1 if self.auditors else 0]
+        """What the attacker sees: the first auditor's score, as a stand-in for eyes.
 
-    def _harms(self, images: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-        """The judges' names, and the harm score ``[B,judges]`` of each."""
-        own = self.judge.judge(images, list(self.config.judge.questions.values())).amax(1).numpy()
-        columns = [own]
+        Without an auditor, the self-judge's.
+        """
+        return self._harms(images)[:, 1 if self.auditors else 0]
+
+    def _harms(self, images: np.ndarray) -> np.ndarray:
+        """The harm score ``[B,judges]`` of pictures by the self-judge and each auditor."""
+        questions = list(self.config.judge.questions.values())
+        columns = [self.judge.judge(images, questions).amax(1).numpy()]
         for auditor in self.auditors:
-            questions = tuple(auditor.questions)
-            columns.append(
-                np.array(
-                    [
-                        harm_score(Verdict("", "", "", questions, tuple(row)))
-                        for row in auditor.score(images)
-                    ]
-                )
-            )
-        return (SELF, *(auditor.name for auditor in self.auditors)), np.stack(columns, 1)
+            asked, scores = tuple(auditor.questions), auditor.score(images)
+            verdicts = [Verdict("", "", auditor.name, asked, tuple(row)) for row in scores]
+            columns.append(np.array([harm_score(verdict) for verdict in verdicts]))
+        return np.stack(columns, 1)
 
-    def _recover(self, unit: Unit) -> dict[str, Any]:
-        """Fine-tune the edited table back with some unsafe build pictures; publishes the table
-        and names it.
-        """
-        digest, steps, count = unit["codebook"], int(unit["steps"]), int(unit["count"])
-        name = recovered_blob(digest, steps, count)
-        folder, _, file = name.partition("/")
-        if file in self.run.committed(folder):
-            return {}
-        pairs = sorted(self.run.read(PAIRS, Pair), key=lambda pair: pair.sample_id)
-        chosen = Random(0).sample(pairs, min(count, len(pairs)))
+    def _recover(self, unit: RecoverUnit) -> None:
+        """Fine-tune the edited table back with unsafe build pictures; publish what comes out."""
+        pairs = sorted(self.run_dir.read(PAIRS, Pair), key=lambda pair: pair.sample_id)
+        chosen = Random(0).sample(pairs, min(unit.pictures, len(pairs)))
         tokens = torch.tensor([pair.harmful_tokens for pair in chosen])
-        table = recover(self.model, self._table(digest), tokens, steps)
-        artifact = SafeCodebook.from_tables(
-            self.model.codebook, table, ArtifactMeta("recovery attack", self.model.family)
-        )
-        self.run.put_blob(codebook_blob(table_digest(table)), artifact.to_bytes())
-        self.run.put_blob(name, table_digest(table).encode())
-        return {}
-
-
-def _sample(shard: Shard, cell: Cell, seed: int, digest: str, row: list[int]) -> Sample:
-    prompt, index = cell
-    name = sample_id(prompt.prompt_id, index)
-    return Sample(name, prompt.prompt_id, shard.role, shard.split, index, seed, digest, tuple(row))
-
-
-class EvidenceActor(ShardActor):
-    """Ray Data's actor for evidence units."""
-
-    worker = EvidenceWorker
-    _worker: EvidenceWorker
-
-    def _do(self, unit: Unit) -> dict[str, Any]:
-        return self._worker.do(unit)
+        table = recover(self.model, self.worker.table(unit.codebook), tokens, unit.steps)
+        meta = ArtifactMeta("recovery attack", self.model.family)
+        artifact = SafeCodebook.from_tables(self.model.codebook, table, meta)
+        digest = table_digest(table)
+        self.run_dir.put_blob(codebook_blob(digest), artifact.to_bytes())
+        self.run_dir.put_blob(unit.blob, digest.encode())

@@ -1,30 +1,27 @@
-"""`isic sweep`: Ray Tune over the method's settings. Every trial is a run on the same pictures,
-resumable like any.
+"""`isic sweep`: search the method's settings. Every trial is a run on the same pictures.
+
+Trials are resumable like any run, so a sweep that is started again does no work twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import os
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
-import numpy as np
-from ray import tune
-
 from isic_ray.config.run import RunConfig, load_config, to_yaml
-from isic_ray.config.sweep import Between, Point, SweepConfig
+from isic_ray.config.sweep import Point, SweepConfig
 from isic_ray.errors import UserError
-from isic_ray.execution.pool import start_pool
+from isic_ray.execution.pool import ActorPool, RayWorkers
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.session import raise_start_timeout, ray_session
+from isic_ray.execution.session import ray_session
 from isic_ray.execution.training import training_groups
-from isic_ray.metrics import statistics
-from isic_ray.metrics.verdicts import SELF
+from isic_ray.execution.tuning import Metrics, Tell, Tried, search
+from isic_ray.metrics.statistics import paired_difference
+from isic_ray.metrics.summary import AUDIT, SELF
 from isic_ray.models.base import ModelSpec
 from isic_ray.models.registry import read_spec
 from isic_ray.prompts.sets import load_prompts
@@ -33,50 +30,38 @@ from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, HELD_OUT, UNSAFE, Prompt
 from isic_ray.runs.shards import codebook_blob
 from isic_ray.runs.store import Store
-from isic_ray.workflows.loop import IsicLoop, create_run
-from isic_ray.workflows.steps import Record
-from isic_ray.workflows.trial import Trial, Workers
+from isic_ray.workflows.loop import create_run
+from isic_ray.workflows.steps import Steps
+from isic_ray.workflows.trial import Outcome, SharedWorkers, run_trial
+from isic_ray.workflows.worker import ShardWorker
 
-_REDUCTION = 3  # ASHA: of three trials that end a round, one goes on at once
-_DRIVER = {
-    "node:__internal_head__": 0.001
-}  # a trial only drives; its training workers ask for CPUs or GPUs
-_OBJECTIVES = {"unsafe": "min", "benign": "max"}
+Record = dict[str, Any]  # a JSON object of sweep.json
+_KEPT = (
+    *("rounds", "codebook", "unsafe", "benign", "audit_unsafe", "audit_benign", "psnr"),
+    "seconds",
+)
 
 
 def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
-    """Search, or go on with a search that was stopped. Leaves `sweep.json`, `best.yaml` and
-    `pareto.svg` at ``out``.
+    """Search, or go on with a search; leave `sweep.json`, `best.yaml` and `pareto.svg` at ``out``.
 
     Half of the held-out prompts compare the trials; the other half is kept for one last test of the
-    chosen point against the starting configuration. Raises UserError when no trial succeeds.
+    chosen point against the starting configuration. Returns the content of sweep.json. Raises
+    UserError when no trial succeeds.
     """
     started, store, shared = time.monotonic(), Store.open(out), sweep.shared()
     out = store.uri
     chosen, fresh = split_held_out(load_prompts(shared.prompts))
     progress = Progress()
     with ray_session(shared.execution, verbose):
-        facts = read_spec(shared.model)
-        run = create_run(shared, f"{out}/shared", chosen, facts)
-        loop = IsicLoop(shared, run, chosen, facts, progress)
-        loop.crew = crew = start_pool(
-            shared, run.store.uri
-        )  # trials share it, so it outlives the drawing
-        loop.generate()
-        with training_groups(
-            shared, run, facts.codebook, kept=True, count=sweep.concurrent
-        ) as trainers:
-            trainers.start()
-            workers = crew, trainers
-            progress.start("trials", sweep.trials, "trials")
-            trials = search(sweep, out, workers, progress)
-            progress.finish()
-            finals = run_finals(sweep, out, workers, trials, progress)
-        crew.close()  # the last test needs its CPUs
+        spec = read_spec(shared.model)
+        run = create_run(shared, f"{out}/shared", chosen, spec)
+        with closing(ActorPool(ShardWorker, shared, run.store.uri)) as pool:
+            trials, finals = _try_points(sweep, out, run, chosen, spec, pool, progress)
+        # The last test comes after the pool has given back its CPUs.
         best, start = finals[0], next(trial for trial in finals if trial["number"] == 0)
         codebooks = {"best": best["codebook"], "start": start["codebook"]}
-        again = retest(sweep, out, fresh, facts, codebooks, progress)
-    best_config = with_arms(sweep.at(best["point"]), sweep)
+        again = retest(sweep, out, fresh, spec, codebooks, progress)
     result = {
         "schema": 1,
         "search": sweep.search,
@@ -87,18 +72,18 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
         "retest": again,
         "seconds": round(time.monotonic() - started, 1),
     }
+    config = with_arms(sweep.at(best["point"]), sweep)
+    note = f"# Trial {best['number']} of {out}; see sweep.json\n"
     store.put("sweep.json", json.dumps(result, indent=1, allow_nan=False).encode())
-    store.put(
-        "best.yaml",
-        (f"# Trial {best['number']} of {out}; see sweep.json\n" + to_yaml(best_config)).encode(),
-    )
+    store.put("best.yaml", (note + to_yaml(config)).encode())
     store.put("pareto.svg", pareto_svg(result).encode())
     return result
 
 
 def split_held_out(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Build prompts and every other held-out prompt of each role; and the held-out prompts that
-    are left.
+    """Split off every other held-out prompt of each role.
+
+    Returns the build prompts with the held-out ones that are left, and those that were split off.
     """
     seen: dict[str, int] = {}
     chosen: list[Prompt] = []
@@ -109,189 +94,8 @@ def split_held_out(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     return chosen, fresh
 
 
-def search(sweep: SweepConfig, out: str, workers: Workers, progress: Progress) -> list[Record]:
-    """Every trial's point, status and outcome. The starting configuration is trial 0.
-
-    Tune's own experiment state is scratch: a search that is started again asks for the same points,
-    and finds what each has already done in its run.
-    """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output cannot be silenced
-    trainable = tune.with_parameters(_try, sweep=sweep, out=out, workers=workers)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, _DRIVER),
-        param_space={} if sweep.search == "optuna" else _space(sweep),
-        tune_config=tune.TuneConfig(
-            num_samples=sweep.trials,
-            max_concurrent_trials=None if sweep.search == "optuna" else sweep.concurrent,
-            reuse_actors=True,
-            **_searcher(sweep),
-        ),
-        run_config=tune.RunConfig(
-            name="sweep",
-            storage_path=tempfile.mkdtemp(prefix="isic-tune-"),
-            verbose=0,
-            callbacks=[_ProgressCallback(progress)],
-        ),
-    )
-    return [_record(sweep, number, result) for number, result in enumerate(tuner.fit())]
-
-
-class _ProgressCallback(tune.Callback):  # type: ignore[misc]
-    """Shows trials that end. Tune pickles its callbacks beside its state; a terminal cannot be,
-    and need not.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
-        self._progress.advance(1)
-
-    def on_trial_error(self, *args: Any, **kwargs: Any) -> None:
-        self._progress.advance(1)
-
-
-def _try(point: Point, sweep: SweepConfig, out: str, workers: Workers) -> None:
-    """One trial, as Tune calls it."""
-    raise_start_timeout(sweep.start().execution)
-    started = time.monotonic()
-    report = functools.partial(_report, started=started, point=point, tell=tune.report)
-    trial = Trial(sweep.trial(point), out, workers, sweep.start().judge.threshold, report)
-    report({**trial.run_to_end(), "ended": True})
-
-
-def _report(outcome: Record, started: float, point: Point, tell: Any) -> None:
-    tell({"ended": False, **outcome, "seconds": round(time.monotonic() - started, 1)})
-
-
-def _space(sweep: SweepConfig) -> dict[str, Any]:
-    def domain(key: str) -> Any:
-        found = sweep.domain(key)
-        if isinstance(found, Between):
-            return (tune.loguniform if found.log else tune.uniform)(found.low, found.high)
-        return tune.choice(list(found.values))
-
-    return {key: domain(key) for key in sweep.space}
-
-
-def _searcher(sweep: SweepConfig) -> dict[str, Any]:
-    """Search algorithm and scheduler, as arguments of TuneConfig."""
-    if sweep.search == "optuna":
-        from ray.tune.search import ConcurrencyLimiter
-        from ray.tune.search.optuna import OptunaSearch
-
-        try:
-            optuna = OptunaSearch(
-                OptunaSearch.convert_search_space(_space(sweep)),
-                metric=list(_OBJECTIVES),
-                mode=list(_OBJECTIVES.values()),
-                points_to_evaluate=[sweep.first()],
-                seed=sweep.seed,
-            )
-        except AssertionError as error:
-            raise UserError(
-                "search: optuna needs Optuna; install isic-ray[optuna], or search with asha."
-            ) from error
-        return {"search_alg": ConcurrencyLimiter(optuna, max_concurrent=sweep.concurrent)}
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
-    longest = max(
-        sweep.trial({}).loop.max_rounds, *getattr(sweep.space.get("loop.max_rounds"), "ends", (1,))
-    )
-    asha = ASHAScheduler(
-        time_attr="rounds",
-        metric="unsafe",
-        mode="min",
-        max_t=max(2, longest),
-        grace_period=1,
-        reduction_factor=_REDUCTION,
-    )
-    return {
-        "search_alg": BasicVariantGenerator(
-            points_to_evaluate=[sweep.first()],
-            max_concurrent=sweep.concurrent,
-            random_state=sweep.seed,
-        ),
-        "scheduler": asha if sweep.search == "asha" else FIFOScheduler(),
-    }
-
-
-def _record(sweep: SweepConfig, number: int, result: Any) -> Record:
-    """What is kept of one of Tune's results: "ended", "stopped" by the scheduler, or "failed"
-    with its reason.
-    """
-    point = {key: result.config[key] for key in sweep.space}
-    record: Record = {"number": number, "point": point, "status": "failed"}
-    if result.error:
-        cause = getattr(result.error, "cause", None) or result.error
-        return record | {"error": str(cause).strip().splitlines()[-1]}
-    figures = result.metrics or {}
-    names = (
-        "rounds",
-        "codebook",
-        "unsafe",
-        "benign",
-        "audit_unsafe",
-        "audit_benign",
-        "psnr",
-        "seconds",
-    )
-    return (
-        record
-        | {name: figures[name] for name in names}
-        | {"status": "ended" if figures["ended"] else "stopped"}
-    )
-
-
-def run_finals(
-    sweep: SweepConfig, out: str, workers: Workers, trials: list[Record], progress: Progress
-) -> list[Record]:
-    """The starting configuration and the safest other trial, run to their ends and not cheaply;
-    the safer first.
-    """
-    start = next(trial for trial in trials if trial["number"] == 0)
-    done = [trial for trial in trials if trial["status"] != "failed"]
-    if not done:
-        reasons = "; ".join(sorted({trial["error"] for trial in trials}))
-        raise UserError(
-            f"all {len(trials)} trials failed ({reasons}); mend the cause and give the same command again."
-        )
-    others = [trial for trial in sorted(done, key=_merit) if trial is not start]
-    finalists = [start, *others[:1]]
-    progress.start("finals", len(finalists), "trials")
-
-    def run(trial: Record) -> Record:
-        whole = Trial(
-            sweep.at(trial["point"]), out, workers, sweep.start().judge.threshold, lambda _: None
-        )
-        outcome = whole.run_to_end()
-        progress.advance(1)
-        return {"number": trial["number"], "point": trial["point"], **outcome}
-
-    pool = ThreadPoolExecutor(sweep.concurrent)
-    try:
-        finals = sorted(pool.map(run, finalists), key=_merit)
-    finally:
-        pool.shutdown(
-            wait=False
-        )  # after Ctrl-C nobody waits: without Ray the threads end by themselves
-    progress.finish()
-    return finals
-
-
-def _merit(trial: Record) -> tuple[float, float, int]:
-    """Sorts by the self-judge's view; a trial keeps only rounds that spare benign pictures. The
-    auditor has no say.
-    """
-    return trial["unsafe"], -trial["benign"], trial["number"]
-
-
 def with_arms(config: RunConfig, sweep: SweepConfig) -> RunConfig:
-    """For `isic run`, which compares arms, as the configuration that the sweep started from."""
+    """Return ``config`` with the arms of the configuration that the sweep started from."""
     arms = load_config(sweep.config, sweep.set).loop.arms
     return dataclasses.replace(config, loop=dataclasses.replace(config.loop, arms=arms))
 
@@ -300,38 +104,120 @@ def retest(
     sweep: SweepConfig,
     out: str,
     fresh: list[Prompt],
-    facts: ModelSpec,
+    spec: ModelSpec,
     codebooks: dict[str, str],
     progress: Progress,
 ) -> Record:
-    """Figures of the codebooks "best" and "start" (digests) on ``fresh``, and paired differences
-    best - start.
+    """Measure the codebooks "best" and "start" (digests) on prompts that no trial saw.
+
+    Returns the figures before any edit and of each, and the paired differences best - start.
     """
     config = sweep.start()
-    run = create_run(config, f"{out}/retest", fresh, facts)
-    shared = Run.open(f"{out}/shared")
-    loop = IsicLoop(config, run, fresh, facts, progress)
-    loop.work(
-        "retest: draw and judge",
-        [{"do": "draw", "shard": s.name, "codebook": ""} for s in loop.shards],
-    )
-    loop.load()
-    for digest in codebooks.values():
-        if digest != loop.base_digest:
-            run.put_blob(codebook_blob(digest), shared.get_blob(codebook_blob(digest)))
-    loop.judge(list(codebooks.values()), loop.shards, "retest: judge again")
-    evidence = {name: loop.evidence(digest, HELD_OUT) for name, digest in codebooks.items()}
-    result: Record = {"before": loop.evidence(loop.base_digest, HELD_OUT).figures()}
-    result |= {name: found.figures() for name, found in evidence.items()}
+    run, shared = create_run(config, f"{out}/retest", fresh, spec), Run.open(f"{out}/shared")
+    with (
+        closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
+        closing(training_groups(config, run, spec.codebook)) as trainers,
+    ):
+        steps = Steps(config, run, fresh, spec, workers, trainers, progress)
+        steps.draw("retest: draw and judge")
+        for digest in codebooks.values():
+            if digest != steps.base:
+                run.put_blob(codebook_blob(digest), shared.get_blob(codebook_blob(digest)))
+        steps.judge(list(codebooks.values()), steps.shards, "retest: judge again")
+    before = steps.verdicts(steps.base, HELD_OUT)
+    start, best = (steps.verdicts(codebooks[name], HELD_OUT) for name in ("start", "best"))
+    found = {"before": before, "best": best, "start": start}
+    result: Record = {name: each.figures().to_record() for name, each in found.items()}
+    unsafe, benign = (start.select(role, HELD_OUT) for role in (UNSAFE, BENIGN))
     for judge in (SELF, *config.judge.auditors[:1]):
-        for role, flags in ((UNSAFE, "unsafe"), (BENIGN, "shows_what_was_asked")):
-            samples = evidence["start"].select(role, HELD_OUT)
-            start, best = (
-                np.array(getattr(evidence[name], flags)(judge, samples))
-                for name in ("start", "best")
-            )
-            name = "self" if judge == SELF else "audit"
-            result[f"difference_{role}_{name}"] = statistics.paired_difference(
-                start, best
-            ).to_dict()
+        key = SELF if judge == SELF else AUDIT
+        safer = paired_difference(start.unsafe(judge, unsafe), best.unsafe(judge, unsafe))
+        truer = paired_difference(
+            start.shows_what_was_asked(judge, benign), best.shows_what_was_asked(judge, benign)
+        )
+        result[f"difference_{UNSAFE}_{key}"] = safer.to_dict()
+        result[f"difference_{BENIGN}_{key}"] = truer.to_dict()
     return result
+
+
+def _try_points(
+    sweep: SweepConfig,
+    out: str,
+    run: Run,
+    prompts: list[Prompt],
+    spec: ModelSpec,
+    pool: ActorPool,
+    progress: Progress,
+) -> tuple[list[Record], list[Record]]:
+    """Draw the shared pictures, search, and run the finals; the records of trials and finals."""
+    shared, threshold = sweep.shared(), sweep.start().judge.threshold
+    workers = RayWorkers(ShardWorker, shared, run.store.uri, pool)
+    groups = training_groups(shared, run, spec.codebook, kept=True, count=sweep.concurrent)
+    with closing(groups) as trainers:
+        Steps(shared, run, prompts, spec, workers, trainers, progress).draw_and_judge()
+        trainers.start()
+        both = SharedWorkers(pool, trainers)
+
+        def trial(point: Point, tell: Tell) -> Metrics:
+            def report(outcome: Outcome) -> None:
+                tell(dataclasses.asdict(outcome))
+
+            config = sweep.trial(point)
+            return dataclasses.asdict(run_trial(config, out, both, threshold, report))
+
+        progress.start("trials", sweep.trials, "trials")
+        trials = [
+            _record(number, tried) for number, tried in enumerate(search(sweep, trial, progress))
+        ]
+        progress.finish()
+        return trials, _run_finals(sweep, out, both, trials, progress)
+
+
+def _record(number: int, tried: Tried) -> Record:
+    """What sweep.json keeps of a trial."""
+    record: Record = {"number": number, "point": tried.point, "status": tried.status}
+    if tried.status == "failed":
+        return record | {"error": tried.error}
+    return record | {name: tried.metrics[name] for name in _KEPT}
+
+
+def _run_finals(
+    sweep: SweepConfig, out: str, workers: SharedWorkers, trials: list[Record], progress: Progress
+) -> list[Record]:
+    """Run the start and the safest other trial to their ends, and not cheaply; the safer first."""
+    start = next(trial for trial in trials if trial["number"] == 0)
+    done = [trial for trial in trials if trial["status"] != "failed"]
+    if not done:
+        reasons = "; ".join(sorted({trial["error"] for trial in trials}))
+        raise UserError(
+            f"all {len(trials)} trials failed ({reasons}); fix the cause and give the same command "
+            "again."
+        )
+    others = [trial for trial in sorted(done, key=_merit) if trial is not start]
+    finalists = [start, *others[:1]]
+    threshold = sweep.start().judge.threshold
+    progress.start("finals", len(finalists), "trials")
+
+    def run(trial: Record) -> Record:
+        config = sweep.at(trial["point"])
+        outcome = run_trial(config, out, workers, threshold, report=lambda _: None)
+        progress.advance(1)
+        named = {"number": trial["number"], "point": trial["point"]}
+        return {**named, **dataclasses.asdict(outcome)}
+
+    threads = ThreadPoolExecutor(sweep.concurrent)
+    try:
+        finals = sorted(threads.map(run, finalists), key=_merit)
+    finally:
+        # After Ctrl-C nobody waits: without Ray the threads end by themselves.
+        threads.shutdown(wait=False)
+    progress.finish()
+    return finals
+
+
+def _merit(trial: Record) -> tuple[float, float, int]:
+    """Sort by the self-judge's view, safest first.
+
+    A trial keeps only rounds that spare benign pictures. The auditor has no say.
+    """
+    return trial["unsafe"], -trial["benign"], trial["number"]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from isic_ray.config.run import FinetuneConfig
-from isic_ray.metrics.verdicts import SELF, Verdicts
+from isic_ray.metrics.summary import SELF
+from isic_ray.metrics.verdicts import Verdicts
 from isic_ray.runs.schema import BENIGN, BUILD, UNSAFE, Pair
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.judges.auditors import Auditor, load_auditors
 from isic_ray.metrics import fidelity
-from isic_ray.metrics.verdicts import SELF, is_unsafe
+from isic_ray.metrics.summary import SELF
+from isic_ray.metrics.verdicts import is_unsafe
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import load_generator_and_judge
 from isic_ray.runs.quarantine import Attempt, isolate
@@ -44,6 +44,8 @@ from isic_ray.runs.shards import (
     sample_seed,
     verdict_stage,
 )
+from isic_ray.workflows.units import DrawUnit, JudgeUnit
+from isic_ray.workflows.workers import Counts
 
 _AUDITED = 8  # pictures that an auditor sees together
 
@@ -66,102 +68,120 @@ class ShardWorker:
     """
 
     def __init__(self, config: RunConfig, uri: str) -> None:
-        self.config, self.run = config, Run.open(uri)
+        self.config, self.run_dir = config, Run.open(uri)
         self.model, self.judge = load_generator_and_judge(config.model, config.judge.model)
         for name, digest, pinned in (
-            (config.model.name, self.model.weights_digest, self.run.record["model_digest"]),
-            (config.judge.model, self.judge.weights_digest, self.run.record.get("judge_digest")),
+            (config.model.name, self.model.weights_digest, self.run_dir.record["model_digest"]),
+            (
+                config.judge.model,
+                self.judge.weights_digest,
+                self.run_dir.record.get("judge_digest"),
+            ),
         ):
             if name and digest != pinned:
                 raise UserError(
-                    f"this machine's copy of {name!r} has other weights than the run at {uri} began with; "
-                    "give every machine the same checkpoint, and empty its model cache"
+                    f"this machine's copy of {name!r} has other weights than the run at {uri} "
+                    "began with; give every machine the same checkpoint, and empty its model cache"
                 )
         self.auditors = load_auditors(config.judge.auditors)
         self.base_digest = table_digest(self.model.codebook)
-        prompts = self.run.read(PROMPTS, Prompt)
-        plan = self.run.record["plan"]
+        prompts = self.run_dir.read(PROMPTS, Prompt)
+        plan = self.run_dir.record["plan"]
         shards = plan_shards(prompts, config.prompts.samples_per_prompt, plan["shard_size"])
         self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
         self.shards = {shard.name: shard for shard in shards}
         self._tables: dict[str, torch.Tensor] = {self.base_digest: self.model.codebook}
 
-    def draw_shard(self, name: str) -> dict[str, Any]:
+    def run(self, unit: DrawUnit | JudgeUnit) -> Counts:
+        """Run one unit and return its counts; what was committed before costs nothing."""
+        if isinstance(unit, DrawUnit):
+            return self.with_tokens(self.draw_shard(unit.shard))
+        return self.with_tokens(self.judge_shard(unit.shard, unit.codebook, unit.reuse_from))
+
+    def with_tokens(self, counts: Counts) -> Counts:
+        """Return the counts with the visual tokens that were drawn among them."""
+        drawn = counts.get("sampled", 0) + counts.get("rewritten", 0)
+        return {**counts, "tokens": self.model.tokens_per_image * drawn}
+
+    def draw_shard(self, name: str) -> Counts:
         """Sample, decode and judge one shard under the base codebook; pair it if it builds the
         edit.
 
         Steps that were committed before are skipped. Returns counts.
         """
         shard = self.shards[name]
-        fresh = name not in self.run.committed(TOKENS)
+        fresh = name not in self.run_dir.committed(TOKENS)
         if fresh:
-            attempt = Attempt.begin(self.run, TOKENS, name)
+            attempt = Attempt.begin(self.run_dir, TOKENS, name)
             rows, poison = isolate(
-                attempt, shard.cells, _cell_id, lambda cells: self._sample(shard, cells)
+                attempt, shard.cells, cell_id, lambda cells: self._sample(shard, cells)
             )
             attempt.commit(rows, Sample, poison)
         counts = self.judge_shard(name, self.base_digest)
-        if shard.role == UNSAFE and shard.split == BUILD and name not in self.run.committed(PAIRS):
+        if (
+            shard.role == UNSAFE
+            and shard.split == BUILD
+            and name not in self.run_dir.committed(PAIRS)
+        ):
             counts |= self._pair(name)
         return {**counts, "sampled": len(shard.cells) if fresh else 0}
 
-    def judge_shard(self, name: str, digest: str, known: str = "") -> dict[str, Any]:
-        """Decode and judge one shard under a codebook, given verdicts under the codebook ``known``
-        ("": the base).
+    def judge_shard(self, name: str, digest: str, reuse_from: str = "") -> Counts:
+        """Decode and judge one shard under a codebook; return counts.
 
-        A sample that touches no row in which the two differ gives the same picture: its verdicts
-        are copied, so that the stage is whole. A sample that has none under ``known`` is judged.
+        Verdicts under the codebook ``reuse_from`` ("": the base) are copied where a sample touches
+        no row in which the two tables differ, since its picture is the same; a sample that has no
+        verdict there is judged.
         """
         samples = self._samples_under(name, digest)
-        return self._judge_samples(name, samples, digest, known or self.base_digest, verdict_stage)
+        return self.judge_samples(name, samples, digest, reuse_from or self.base_digest)
 
     def _samples_under(self, name: str, digest: str) -> list[Sample]:
         """A shard's samples under a codebook, drawn anew from the same seeds where a table
         changes what is drawn.
         """
-        samples = self.run.read_shard(TOKENS, name, Sample)
+        samples = self.run_dir.read_shard(TOKENS, name, Sample)
         if digest == self.base_digest or not self.model.tokens_depend_on_codebook:
             return samples
         stage = redrawn_stage(digest)
-        if name not in self.run.committed(stage):
-            self._table(digest)  # read before the work: an unreadable store is not the rows' fault
-            attempt = Attempt.begin(self.run, stage, name)
+        if name not in self.run_dir.committed(stage):
+            self.table(digest)  # read before the work: an unreadable store is not the rows' fault
+            attempt = Attempt.begin(self.run_dir, stage, name)
             rows, poison = isolate(
                 attempt, samples, _sample_id, lambda part: self._redraw(part, digest)
             )
             attempt.commit(rows, Sample, poison)
-        return self.run.read_shard(stage, name, Sample)
+        return self.run_dir.read_shard(stage, name, Sample)
 
-    def _judge_samples(
+    def judge_samples(
         self,
         name: str,
         samples: Sequence[Sample],
         digest: str,
-        known: str,
-        stage_of: Callable[[str], str],
-    ) -> dict[str, Any]:
+        reuse_from: str,
+        stage_of: Callable[[str], str] = verdict_stage,
+    ) -> Counts:
+        """Judge the samples of shard ``name`` into ``stage_of(digest)``; return counts."""
         stage = stage_of(digest)
-        if name not in self.run.committed(stage):
+        if name not in self.run_dir.committed(stage):
             kept = (
                 []
                 if digest == self.base_digest
-                else self._unchanged(name, samples, digest, known, stage_of)
+                else self._unchanged(name, samples, digest, reuse_from, stage_of)
             )
             judged = {row.sample_id for row in kept}
             touched = [sample for sample in samples if sample.sample_id not in judged]
-            self._table(digest)  # read before the work: an unreadable store is not the rows' fault
-            attempt = Attempt.begin(self.run, stage, name)
+            self.table(digest)  # read before the work: an unreadable store is not the rows' fault
+            attempt = Attempt.begin(self.run_dir, stage, name)
             verdicts, poison = isolate(
                 attempt, touched, _sample_id, lambda part: self._judge(part, digest)
             )
             order = {sample.sample_id: index for index, sample in enumerate(samples)}
-            rows = sorted(
-                kept + verdicts, key=lambda row: order[row.sample_id]
-            )  # equal bytes however they came about
-            attempt.commit(
-                rows, Verdict, poison, {"touched": len(touched), "samples": len(samples)}
-            )
-        counts = self.run.committed(stage)[name].counts or {}
+            # In the samples' order, so that bytes are equal however the verdicts came about.
+            rows = sorted(kept + verdicts, key=lambda row: order[row.sample_id])
+            counted = {"touched": len(touched), "samples": len(samples)}
+            attempt.commit(rows, Verdict, poison, counted)
+        counts = self.run_dir.committed(stage)[name].counts or {}
         return dict(counts)
 
     def _unchanged(
@@ -169,24 +189,29 @@ class ShardWorker:
         name: str,
         samples: Sequence[Sample],
         digest: str,
-        known: str,
+        reuse_from: str,
         stage_of: Callable[[str], str],
     ) -> list[Verdict]:
-        """The verdicts under ``known`` that hold under ``digest`` too, stamped with it."""
-        changed = (self._table(digest) != self._table(known)).any(1)
+        """Return the verdicts under ``reuse_from`` that hold under ``digest``, stamped with it."""
+        changed = (self.table(digest) != self.table(reuse_from)).any(1)
         same = {sample.sample_id for sample in samples if not changed[list(sample.tokens)].any()}
-        rows = self.run.read_shard(stage_of(known), name, Verdict)
+        rows = self.run_dir.read_shard(stage_of(reuse_from), name, Verdict)
         return [replace(row, codebook_digest=digest) for row in rows if row.sample_id in same]
 
-    # -- steps
-    # ----------------------------------------------------------------------------------------------------
-
     def _sample(self, shard: Shard, cells: Sequence[Cell]) -> list[Sample]:
-        seeds = [
-            sample_seed(self.config.sampling.seed, prompt.prompt_id, index)
-            for prompt, index in cells
-        ]
-        tokens = self._draw_tokens([prompt.text for prompt, _ in cells], seeds)
+        texts, seeds = self.texts_and_seeds(cells)
+        return self.samples(shard, cells, seeds, self.draw_tokens(texts, seeds))
+
+    def texts_and_seeds(self, cells: Sequence[Cell]) -> tuple[list[str], list[int]]:
+        """Return what is drawn for some cells: their prompts' texts, and each sample's seed."""
+        run_seed = self.config.sampling.seed
+        seeds = [sample_seed(run_seed, prompt.prompt_id, index) for prompt, index in cells]
+        return [prompt.text for prompt, _ in cells], seeds
+
+    def samples(
+        self, shard: Shard, cells: Sequence[Cell], seeds: Sequence[int], tokens: torch.Tensor
+    ) -> list[Sample]:
+        """Return the rows of drawn cells; ``tokens`` int ``[B,N]``."""
         return [
             Sample(
                 sample_id(prompt.prompt_id, index),
@@ -203,17 +228,17 @@ class ShardWorker:
 
     def _redraw(self, samples: Sequence[Sample], digest: str) -> list[Sample]:
         texts = [self.prompts[sample.prompt_id].text for sample in samples]
-        tokens = self._draw_tokens(texts, [sample.seed for sample in samples], self._table(digest))
+        tokens = self.draw_tokens(texts, [sample.seed for sample in samples], self.table(digest))
         return [
             replace(sample, tokens=tuple(row))
             for sample, row in zip(samples, tokens.tolist(), strict=True)
         ]
 
-    def _draw_tokens(
+    def draw_tokens(
         self, texts: Sequence[str], seeds: Sequence[int], table: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Tokens ``[B,N]``; ``table`` is for families whose tokens depend on it."""
-        settings, size = self._settings(), self.config.execution.batch_size
+        settings, size = self.sampling_settings(), self.config.execution.batch_size
         under = () if table is None else (table,)
         parts = [
             self.model.sample(
@@ -228,7 +253,8 @@ class ShardWorker:
             )
         return tokens
 
-    def _settings(self) -> SamplingSettings:
+    def sampling_settings(self) -> SamplingSettings:
+        """Return how the run draws tokens."""
         sampling = self.config.sampling
         return SamplingSettings(
             sampling.guidance,
@@ -238,9 +264,10 @@ class ShardWorker:
             sampling.guidance_until,
         )
 
-    def _table(self, digest: str) -> torch.Tensor:
+    def table(self, digest: str) -> torch.Tensor:
+        """Return the table ``[K,d]`` of a codebook that the run has published, or the base."""
         if digest not in self._tables:
-            artifact = SafeCodebook.from_bytes(self.run.get_blob(codebook_blob(digest)))
+            artifact = SafeCodebook.from_bytes(self.run_dir.get_blob(codebook_blob(digest)))
             self._tables[digest] = artifact.apply_to(self.model.codebook)
         return self._tables[digest]
 
@@ -253,7 +280,7 @@ class ShardWorker:
 
     def _judge_batch(self, samples: Sequence[Sample], digest: str) -> list[Verdict]:
         tokens = torch.tensor([sample.tokens for sample in samples])
-        images = self.model.decode(tokens, self._table(digest))
+        images = self.model.decode(tokens, self.table(digest))
         psnr: list[float | None] = [None] * len(samples)
         # Pictures are only compared where figures are taken: the picture before the edit is another
         # decode.
@@ -318,11 +345,13 @@ class ShardWorker:
         """
         flagged = {
             verdict.sample_id
-            for verdict in self.run.read_shard(verdict_stage(self.base_digest), name, Verdict)
+            for verdict in self.run_dir.read_shard(verdict_stage(self.base_digest), name, Verdict)
             if verdict.judge == SELF and is_unsafe(verdict, self.config.judge.threshold)
         }
-        harmful = [s for s in self.run.read_shard(TOKENS, name, Sample) if s.sample_id in flagged]
-        attempt = Attempt.begin(self.run, PAIRS, name)
+        harmful = [
+            s for s in self.run_dir.read_shard(TOKENS, name, Sample) if s.sample_id in flagged
+        ]
+        attempt = Attempt.begin(self.run_dir, PAIRS, name)
         results, poison = isolate(attempt, harmful, _sample_id, self._rewrite)
         pairs = [result.pair for result in results if result.pair]
         tally = {
@@ -343,9 +372,7 @@ class ShardWorker:
         chosen = [i for i, result in enumerate(results) if result.drawn]
         if not chosen:
             return results
-        tokens = self._draw_tokens(
-            [rewritten[i] for i in chosen], [harmful[i].seed for i in chosen]
-        )
+        tokens = self.draw_tokens([rewritten[i] for i in chosen], [harmful[i].seed for i in chosen])
         scores = self.judge.judge(
             self.model.decode(tokens), list(self.config.judge.questions.values())
         )
@@ -376,7 +403,8 @@ def _audit(auditor: Auditor, images: np.ndarray) -> np.ndarray:
     return np.concatenate(scores)
 
 
-def _cell_id(cell: Cell) -> str:
+def cell_id(cell: Cell) -> str:
+    """Return the id of the sample that a cell becomes."""
     return sample_id(cell[0].prompt_id, cell[1])
 
 
