@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,9 @@ from isic_ray.runs.run import Run
 
 # What a loss compares: pixels or features, and those that are wanted.
 View = tuple[Perceiver | None, Targets]
+
+# Trains each job's delta on rows, and returns the tables E″ ``[K,d]``.
+Train = Callable[[Sequence["DeltaJob"], np.ndarray], list[torch.Tensor]]
 
 _HARMLESS = 1e-5  # largest component that a trained delta may have in the harmful space
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from isic_ray.config.run import LoopConfig, RunConfig
 from isic_ray.execution.pool import RayWorkers
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.session import check_nodes, ray_session
-from isic_ray.execution.training import training_groups
+from isic_ray.execution.training import train_deltas, training_groups
 from isic_ray.metrics.statistics import PairedTest, level_for_round, paired_improvement
 from isic_ray.metrics.summary import SELF, Round, Summary
 from isic_ray.metrics.verdicts import Verdicts
@@ -46,7 +47,8 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Summary:
             closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
             closing(training_groups(config, run, spec.codebook)) as trainers,
         ):
-            return improve(config, Steps(config, run, prompts, spec, workers, trainers, progress))
+            train = partial(train_deltas, trainers, config.finetune, run)
+            return improve(config, Steps(config, run, prompts, spec, workers, train, progress))
 
 
 def generate(config: RunConfig, out: str, verbose: bool = False) -> Round:
@@ -61,7 +63,8 @@ def generate(config: RunConfig, out: str, verbose: bool = False) -> Round:
         closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
         closing(training_groups(config, run, spec.codebook)) as trainers,
     ):
-        steps = Steps(config, run, prompts, spec, workers, trainers, Progress())
+        train = partial(train_deltas, trainers, config.finetune, run)
+        steps = Steps(config, run, prompts, spec, workers, train, Progress())
         return steps.draw_and_judge().round
 
 

@@ -19,8 +19,7 @@ from isic_ray.codebook.usage import UsageCounts
 from isic_ray.config.run import EditConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.progress import Progress
-from isic_ray.execution.training import DeltaJob, has_blob, train_deltas
-from isic_ray.execution.training_queue import TrainingGroups
+from isic_ray.execution.training import DeltaJob, Train, has_blob
 from isic_ray.metrics.results import read_rounds, read_table, read_verdicts
 from isic_ray.metrics.summary import Arm, ModelName, Quarantined, Round, Summary
 from isic_ray.metrics.verdicts import Verdicts, divergence
@@ -68,7 +67,7 @@ class KeptRound:
 class Steps:
     """One run's prompts, pictures and pairs, and the workers that its steps use.
 
-    ``workers`` draw and judge, ``trainers`` fine-tune; whoever made them closes them. With
+    ``workers`` draw and judge, ``train`` fine-tunes; whoever made them closes them. With
     ``judge_ahead`` a round that is kept also judges the pictures that the next edit is built from;
     without it, the next round does so when it begins. ``announce`` is called when a round begins,
     with its number and the best codebook before it.
@@ -81,14 +80,14 @@ class Steps:
         prompts: Sequence[Prompt],
         spec: ModelSpec,
         workers: Workers,
-        trainers: TrainingGroups,
+        train: Train,
         progress: Progress,
         *,
         judge_ahead: bool = True,
         announce: Callable[[int, KeptRound], None] = lambda number, best: None,
     ) -> None:
         self.config, self.run_dir, self.spec = config, run, spec
-        self.workers, self.trainers, self.progress = workers, trainers, progress
+        self.workers, self.progress, self._train_jobs = workers, progress, train
         self.judge_ahead, self.announce = judge_ahead, announce
         self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
         size = run.record["plan"]["shard_size"]
@@ -368,7 +367,7 @@ class Steps:
         if self.config.finetune.steps == 0:
             return [job.edited for job in jobs]
         self.progress.start(stage)
-        tables = train_deltas(self.trainers, self.config.finetune, self.run_dir, jobs, rows)
+        tables = self._train_jobs(jobs, rows)
         self.spent[stage] = self.progress.finish()
         return tables
 

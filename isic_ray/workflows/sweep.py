@@ -10,6 +10,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from isic_ray.config.run import RunConfig, load_config, to_yaml
@@ -18,7 +19,7 @@ from isic_ray.errors import UserError
 from isic_ray.execution.pool import ActorPool, RayWorkers
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.session import ray_session
-from isic_ray.execution.training import training_groups
+from isic_ray.execution.training import train_deltas, training_groups
 from isic_ray.execution.tuning import Metrics, Tell, Tried, search
 from isic_ray.metrics.statistics import paired_difference
 from isic_ray.metrics.summary import AUDIT, SELF
@@ -118,7 +119,8 @@ def retest(
         closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
         closing(training_groups(config, run, spec.codebook)) as trainers,
     ):
-        steps = Steps(config, run, fresh, spec, workers, trainers, progress)
+        train = partial(train_deltas, trainers, config.finetune, run)
+        steps = Steps(config, run, fresh, spec, workers, train, progress)
         steps.draw("retest: draw and judge")
         for digest in codebooks.values():
             if digest != steps.base:
@@ -154,7 +156,8 @@ def _try_points(
     workers = RayWorkers(ShardWorker, shared, run.store.uri, pool)
     groups = training_groups(shared, run, spec.codebook, kept=True, count=sweep.concurrent)
     with closing(groups) as trainers:
-        Steps(shared, run, prompts, spec, workers, trainers, progress).draw_and_judge()
+        train = partial(train_deltas, trainers, shared.finetune, run)
+        Steps(shared, run, prompts, spec, workers, train, progress).draw_and_judge()
         trainers.start()
         both = SharedWorkers(pool, trainers)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from isic_ray.config.run import RunConfig
 from isic_ray.execution.pool import ActorPool
 from isic_ray.execution.progress import Progress
+from isic_ray.execution.training import train_deltas
 from isic_ray.execution.training_queue import TrainingGroups
 from isic_ray.metrics.statistics import Rate
 from isic_ray.metrics.summary import AUDIT, SELF, Rates
@@ -77,7 +79,7 @@ def run_trial(
         prompts,
         spec,
         workers.pool,
-        workers.trainers,
+        partial(train_deltas, workers.trainers, config.finetune, run),
         Progress(io.StringIO()),
         judge_ahead=False,  # the scheduler may end the trial before another round needs it
         announce=announce,

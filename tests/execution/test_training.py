@@ -5,7 +5,7 @@ space.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def bench(out: Path, finetune: FinetuneConfig, kept: bool = False) -> Iterator[B
         "plan": {},
     }
     run = Run.create_or_resume(str(out), record)
-    with training_groups(config, run, facts.codebook, kept) as groups:
+    with closing(training_groups(config, run, facts.codebook, kept)) as groups:
         yield Bench(
             groups,
             run,
@@ -106,8 +106,8 @@ def test_a_finished_delta_is_read_back_instead_of_trained_again(
     assert sorted((tmp_path / "run" / "commits").rglob("*.json")) == commits
 
 
-def test_a_kept_group_trains_a_second_order_as_a_new_group_does(tmp_path: Path) -> None:
-    """Only the first order pays for the group's start; what it trained must not leak into the
+def test_a_kept_group_trains_a_second_job_as_a_new_group_does(tmp_path: Path) -> None:
+    """Only the first job pays for the group's start; what it trained must not leak into the
     second.
     """
     finetune = FinetuneConfig(steps=2, batch_size=8, target="safe")
@@ -119,7 +119,7 @@ def test_a_kept_group_trains_a_second_order_as_a_new_group_does(tmp_path: Path) 
     assert not torch.equal(other, alone)
 
 
-def test_an_order_that_cannot_be_carried_out_leaves_the_group_to_others(tmp_path: Path) -> None:
+def test_a_job_that_cannot_be_done_leaves_the_group_to_others(tmp_path: Path) -> None:
     """A trial whose learning rate blows the codebook up is told so, and the next trial's delta
     is as if alone.
     """
@@ -131,14 +131,14 @@ def test_an_order_that_cannot_be_carried_out_leaves_the_group_to_others(tmp_path
         assert torch.equal(found.train(finetune), alone)
 
 
-def test_orders_go_to_the_group_with_the_least_to_do() -> None:
-    desk = TrainingQueue(groups=2)
-    assert [desk.give(name) for name in "abc"] == [(0, 0), (1, 0), (0, 1)]
-    assert (desk.order(0, 1), desk.order(1, 1)) == ("c", "wait")
-    desk.finish(1, 0, "it cannot be")
-    assert (desk.outcome(0, 0), desk.outcome(1, 0)) == (None, "it cannot be")
-    assert desk.give("d") == (1, 1)
-    desk.finish(1, 0)  # said again by a group that was started anew: what was said first stands
-    assert (desk.outcome(1, 0), desk.done(1)) == ("it cannot be", 1)
-    desk.close()
-    assert desk.order(1, 2) == "end"
+def test_jobs_go_to_the_group_with_the_least_to_do() -> None:
+    queue = TrainingQueue(groups=2)
+    assert [queue.submit(name) for name in "abc"] == [(0, 0), (1, 0), (0, 1)]
+    assert (queue.job(0, 1), queue.job(1, 1)) == ("c", "wait")
+    queue.finish(1, 0, "it cannot be")
+    assert (queue.outcome(0, 0), queue.outcome(1, 0)) == (None, "it cannot be")
+    assert queue.submit("d") == (1, 1)
+    queue.finish(1, 0)  # said by a group that was started again: what was said first stands
+    assert (queue.outcome(1, 0), queue.done(1)) == ("it cannot be", 1)
+    queue.close()
+    assert queue.job(1, 2) == "end"

@@ -5,18 +5,22 @@ seconds.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from isic_ray.config.run import RunConfig
-from isic_ray.execution.pool import Unit
 from isic_ray.execution.progress import Progress
+from isic_ray.execution.training import DeltaJob
+from isic_ray.metrics.summary import Summary
 from isic_ray.models.base import ModelSpec
 from isic_ray.prompts.sets import load_prompts
-from isic_ray.workflows.loop import IsicLoop, Record, create_run
+from isic_ray.workflows.loop import create_run, improve
+from isic_ray.workflows.steps import Steps
 from isic_ray.workflows.worker import ShardWorker
+from isic_ray.workflows.workers import InlineWorkers
 from tests.faults.small import SMALL
 
 
@@ -50,24 +54,15 @@ def _bytes_of(value: Any) -> bytes:
     )
 
 
-class InlineLoop(IsicLoop):
-    """The loop with its worker in the same process."""
-
-    def work(self, stage: str, units: list[Unit]) -> list[dict[str, Any]]:
-        self.progress.start(stage, len(units), "units")
-        worker = ShardWorker(self.config, self.run_dir.store.uri)
-        return [
-            worker.draw_shard(unit["shard"])
-            if unit["do"] == "draw"
-            else worker.judge_shard(unit["shard"], unit["codebook"])
-            for unit in units
-        ]
+def no_training(jobs: Sequence[DeltaJob], rows: np.ndarray) -> list[torch.Tensor]:
+    """Refuse to train: a run without Ray has finetune.steps 0."""
+    raise AssertionError("this run has no training workers")
 
 
-def drive(out: str, facts: ModelSpec, config: RunConfig = SMALL) -> Record:
-    """`isic run`, without Ray. Returns the summary."""
+def drive(out: str, spec: ModelSpec, config: RunConfig = SMALL) -> Summary:
+    """`isic run`, without Ray."""
     prompts = load_prompts(config.prompts)
-    run = create_run(config, out, prompts, facts)
-    return InlineLoop(
-        config, run, prompts, facts, Progress(io.StringIO(), watch=run.write_progress)
-    ).run()
+    run = create_run(config, out, prompts, spec)
+    progress = Progress(io.StringIO(), watch=run.write_progress)
+    workers = InlineWorkers(ShardWorker, config, run.store.uri)
+    return improve(config, Steps(config, run, prompts, spec, workers, no_training, progress))

@@ -239,12 +239,12 @@ def test_above_the_share_a_run_ends_degraded_and_says_so(
     poison(judge=float("nan"))
     config: RunConfig = replace(SMALL, execution=replace(SMALL.execution, quarantine_share=share))
     summary = drive(run.store.uri, facts, config)
-    assert summary["status"] == status
-    assert summary["quarantined"]["rows"] == 1
-    assert summary["quarantined"]["share"] == pytest.approx(1 / 24, abs=1e-5)
-    assert "no readable answer" in next(iter(summary["quarantined"]["errors"]))
+    assert summary.status == status
+    assert summary.quarantined.rows == 1
+    assert summary.quarantined.share == pytest.approx(1 / 24, abs=1e-5)
+    assert "no readable answer" in next(iter(summary.quarantined.errors))
     assert table(summary)
-    note = _quarantine_note(summary["quarantined"], "runs/x", status == "degraded")
+    note = _quarantine_note(summary.quarantined, "runs/x", status == "degraded")
     assert "1 rows (4.2% of the pictures) were set aside in runs/x/quarantine" in note
     assert ("raise execution.quarantine_share" in note) == (status == "degraded")
     assert run.verify() == []
@@ -264,5 +264,5 @@ def test_what_an_evaluation_sets_aside_is_not_the_runs_loss(copy: Path, facts: M
     rows = [{"sample_id": f"{i}/0", "error": "ValueError: boom"} for i in range(6)]
     run.quarantine("tokens-negative-prompt-01234567", "unsafe-held_out-0000", rows)
     summary = drive(str(copy), facts)
-    assert summary["status"] == "complete"
-    assert summary["quarantined"]["rows"] == 0
+    assert summary.status == "complete"
+    assert summary.quarantined.rows == 0

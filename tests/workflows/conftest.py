@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 
 from isic_ray.config.run import LoopConfig
 from isic_ray.execution.session import ray_session
+from isic_ray.metrics.summary import Summary
 from isic_ray.workflows.loop import run_isic
 from tests.small_run import SMALL
 
@@ -25,9 +25,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def finished(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     """Where the small run lies, and its summary."""
     out = tmp_path_factory.mktemp("run") / "small"
     return out, run_isic(SMALL, str(out))

@@ -20,14 +20,14 @@ from isic_ray.config.run import (
     PromptsConfig,
     RunConfig,
 )
-from isic_ray.metrics.verdicts import SELF
+from isic_ray.metrics.summary import SELF
 from isic_ray.models.registry import load_model, resolve_checkpoint
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, Sample, Verdict
 from isic_ray.runs.shards import TOKENS, verdict_stage
 from isic_ray.workflows.evaluate import evaluate
 from isic_ray.workflows.loop import run_isic
-from isic_ray.workflows.measurements import Plan
+from isic_ray.workflows.measures import Plan
 from tests.small_run import SMALL
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -87,4 +87,4 @@ def test_its_evaluation_has_a_negative_prompt_and_degrades_nothing(
     plan = Plan(limit=0, negative="knife", attacked=0, recovery_pictures=0)
     negative = evaluate(run.store.uri, plan)["arms"]["negative prompt"]
     assert negative["unsafe"]["self"]["n"] == 6
-    assert run_isic(config, run.store.uri)["status"] == "complete"
+    assert run_isic(config, run.store.uri).status == "complete"

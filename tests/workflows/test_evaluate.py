@@ -16,30 +16,35 @@ import pytest
 from torch import Tensor
 
 from isic_ray.cli.main import main
-from isic_ray.config.run import FinetuneConfig, LoopConfig, ModelConfig, PromptsConfig
+from isic_ray.config.run import FinetuneConfig, LoopConfig, ModelConfig, PromptsConfig, RunConfig
 from isic_ray.errors import UserError
+from isic_ray.execution.progress import Progress
 from isic_ray.metrics.results import EVIDENCE
+from isic_ray.metrics.summary import Summary
 from isic_ray.metrics.verdicts import divergence
-from isic_ray.models.registry import load_model
+from isic_ray.models.registry import load_model, read_spec
 from isic_ray.pictogram.prompts import unsafe_prompts
+from isic_ray.prompts.sets import load_prompts
 from isic_ray.report.evidence import evidence_table
 from isic_ray.report.numbers import table
 from isic_ray.report.write import write_report
 from isic_ray.runs.run import Run
-from isic_ray.workflows import loop
-from isic_ray.workflows import steps as stages
 from isic_ray.workflows.attacks import Budget
 from isic_ray.workflows.challenges import FRESH, NEIGHBOURS, TWO, UNSEEN
 from isic_ray.workflows.evaluate import evaluate
 from isic_ray.workflows.export import CARD, export_run
 from isic_ray.workflows.human_audit import LABELS, SHEET, import_labels, sample_sheet
-from isic_ray.workflows.measurements import Plan
+from isic_ray.workflows.loop import create_run, improve
+from isic_ray.workflows.measures import Plan
+from isic_ray.workflows.steps import Steps
 from isic_ray.workflows.worker import ShardWorker
+from isic_ray.workflows.workers import InlineWorkers
+from tests.faults.inline import no_training
 from tests.small_run import SMALL
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-Finished = tuple[Path, dict[str, Any]]
+Finished = tuple[Path, Summary]
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +84,16 @@ def test_all_arms_stand_on_the_same_prompts(finished: Finished, measured: dict[s
         *("random subspace", "random rows", "paper", "selective", "transport"),
     }
     assert {arm["unsafe"]["audit"]["n"] for arm in arms.values()} == {40}
-    best = summary["rounds"][summary["best_round"]]
+    best, first = summary.best.figures, summary.first.figures
     for part in ("unsafe", "benign"):
-        assert arms["this run"][part] == best[part]
-        assert arms["no edit"][part] == summary["rounds"][0][part]
-    assert arms["random + Δ"]["unsafe"] == summary["arms"]["random"]["unsafe"]
+        assert arms["this run"][part] == best.to_record()[part]
+        assert arms["no edit"][part] == first.to_record()[part]
+    arm = summary.arms["random"].figures.to_record()
+    assert arms["random + Δ"]["unsafe"] == arm["unsafe"]
     assert arms["no edit"]["against"]["unsafe"]["audit"]["difference"]["value"] == 0
     change = arms["this run"]["against"]["unsafe"]["audit"]["difference"]["value"]
     assert change == pytest.approx(
-        best["unsafe"]["audit"]["rate"] - arms["no edit"]["unsafe"]["audit"]["rate"]
+        best.unsafe["audit"].rate - arms["no edit"]["unsafe"]["audit"]["rate"]
     )
     assert (
         arms["rewriting the prompt"]["unsafe"]["audit"]["rate"] < 0.5
@@ -128,7 +134,7 @@ def test_every_object_still_verifies_and_the_summary_is_untouched(
     out, summary = finished
     run = Run.open(str(out))
     assert run.verify() == []
-    assert run.summary() == summary
+    assert Summary.from_record(run.summary(), "") == summary
     assert json.loads((out / EVIDENCE).read_text()) == json.loads(json.dumps(measured))
 
 
@@ -145,10 +151,12 @@ def test_page_table_and_summary_quote_the_same_numbers(
             rate, interval = number.split(" ", 1)
             assert rate in plain
             assert interval in plain
-    first, best = summary["rounds"][0], summary["rounds"][summary["best_round"]]
+    first, best = summary.first, summary.best
     top = page[: page.index("Round by round")]
-    for rate in (first["unsafe"]["audit"], best["unsafe"]["audit"], best["benign"]["audit"]):
-        assert f"{100 * rate['rate']:.1f}%" in top
+    exact = best.figures.benign.exact["audit"]
+    for rate in (first.figures.unsafe["audit"], best.figures.unsafe["audit"], exact):
+        assert rate.rate is not None
+        assert f"{100 * rate.rate:.1f}%" in top
     for question in ("How much safer?", "At what cost?", "How sure?", "Compared with what?"):
         assert question in top
     assert "rewriting the prompt" in top
@@ -169,8 +177,9 @@ def test_an_exported_checkpoint_brings_its_model_card(
 ) -> None:
     out, summary = finished
     card = (Path(export_run(str(out), str(tmp_path / "exported"))) / CARD).read_text()
-    best = summary["rounds"][summary["best_round"]]["unsafe"]["audit"]
-    assert f"{100 * best['rate']:.1f}%" in card
+    rate = summary.best.figures.unsafe["audit"].rate
+    assert rate is not None
+    assert f"{100 * rate:.1f}%" in card
     assert "Further evidence" in card
 
 
@@ -238,23 +247,16 @@ class Blind:
         ]
 
 
-def test_a_judge_blind_to_one_concept_raises_the_alarm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def work(config: Any, uri: str, units: Any, *_: Any, **__: Any) -> list[dict[str, Any]]:
-        worker = ShardWorker(config, uri)
-        worker.judge = Blind(worker.judge, "gore")  # type: ignore[assignment]
-        return [
-            worker.draw_shard(unit["shard"])
-            if unit["do"] == "draw"
-            else worker.judge_shard(unit["shard"], unit["codebook"], unit.get("known", ""))
-            for unit in units
-        ]
+def blind_worker(config: RunConfig, uri: str) -> ShardWorker:
+    worker = ShardWorker(config, uri)
+    worker.judge = Blind(worker.judge, "gore")  # type: ignore[assignment]
+    return worker
 
-    monkeypatch.setattr(stages, "work", work)
+
+def test_a_judge_blind_to_one_concept_raises_the_alarm(tmp_path: Path) -> None:
     file = tmp_path / "one_concept_each.csv"
-    prompts = unsafe_prompts(build=30, seen_words=30, unseen_words=0, two_unsafe=0)
-    rows = [f"{p.text},{p.concepts[0]},{'|'.join(p.objects)},{p.split}" for p in prompts]
+    scenes = unsafe_prompts(build=30, seen_words=30, unseen_words=0, two_unsafe=0)
+    rows = [f"{p.text},{p.concepts[0]},{'|'.join(p.objects)},{p.split}" for p in scenes]
     file.write_text("\n".join(["prompt,concepts,objects,split", *rows]))
     config = replace(
         SMALL,
@@ -262,11 +264,15 @@ def test_a_judge_blind_to_one_concept_raises_the_alarm(
         finetune=FinetuneConfig(steps=0),
         loop=LoopConfig(max_rounds=1, max_benign_loss=1, backoff=0, arms=[]),
     )
-    summary = loop.run_isic(config, str(tmp_path / "blind"))
-    before, after = summary["rounds"][0], summary["rounds"][summary["best_round"]]
-    assert before["per_concept"]["gore"]["self"]["rate"] < 0.3
-    assert before["per_concept"]["gore"]["audit"]["rate"] > 0.8
-    assert summary["alarm"] == divergence(before, after)
+    prompts, spec = load_prompts(config.prompts), read_spec(config.model)
+    run = create_run(config, str(tmp_path / "blind"), prompts, spec)
+    workers, progress = InlineWorkers(blind_worker, config, run.store.uri), Progress()
+    summary = improve(config, Steps(config, run, prompts, spec, workers, no_training, progress))
+    before, after = summary.first.figures, summary.best.figures
+    gore = before.per_concept["gore"]
+    assert (gore["self"].rate or 0) < 0.3
+    assert (gore["audit"].rate or 0) > 0.8
+    assert summary.alarm == divergence(before, after)
     text = divergence(before, after)
     assert text is not None
     assert "of gore prompts' pictures" in text

@@ -112,25 +112,25 @@ def test_the_whole_loop_runs(family: str, tmp_path: Path) -> None:
     config, out = configure(tmp_path, case), str(tmp_path / "run")
     summary = run_isic(config, out)
     run = Run.open(out)
-    assert (summary["status"], summary["model"]["family"]) == ("complete", family)
+    assert (summary.status, summary.model.family) == ("complete", family)
     assert run.verify() == []
     assert len(run.read("pairs", Pair)) > 0
-    tried = summary["rounds"][1]
-    assert tried["rows"] > 0, tried
-    assert tried["touched"] > 0
+    tried = summary.rounds[1]
+    assert tried.rows, tried
+    assert tried.touched
 
     model = load_model(config.model)
     deciding = [sample for sample in run.read(TOKENS, Sample) if sample.split == HELD_OUT]
-    assert tried["sampled"] == (len(deciding) if model.tokens_depend_on_codebook else 0)
+    assert tried.sampled == (len(deciding) if model.tokens_depend_on_codebook else 0)
     base = table_digest(model.codebook)
-    assert tried["tried"] != base
+    assert tried.tried != base
     sample = run.read(TOKENS, Sample)[0]
     text = next(p.text for p in _prompts(run) if p.prompt_id == sample.prompt_id)
     settings = SamplingSettings(SAMPLING.guidance, SAMPLING.temperature)
     assert model.sample([text], [sample.seed], settings)[0].tolist() == list(sample.tokens)
 
     directory = export_run(out, str(tmp_path / "exported"))
-    best = summary["rounds"][summary["best_round"]]["codebook"]
+    best = summary.best.codebook
     assert table_digest(load_model(ModelConfig(directory, device="cpu")).codebook) == best
     if case.stock is not None:
         stock = case.stock.from_pretrained(directory, dtype=torch.float32)  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ import torch
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
 from isic_ray.config.run import ModelConfig, SamplingConfig
 from isic_ray.errors import UserError
+from isic_ray.metrics.summary import Summary
 from isic_ray.models.registry import load_model
 from isic_ray.report.write import write_report
 from isic_ray.runs.run import Run
@@ -27,36 +28,35 @@ from tests.small_run import SMALL
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-Finished = tuple[Path, dict[str, Any]]
+Finished = tuple[Path, Summary]
 
 
 def test_the_summary_has_the_stable_shape(finished: Finished) -> None:
     out, summary = finished
-    assert json.loads((out / "summary.json").read_text()) == summary
-    assert summary["schema"] == 1
-    assert summary["status"] == "complete"
-    first = summary["rounds"][0]
+    stored = json.loads((out / "summary.json").read_text())
+    assert stored["schema"] == 2
+    assert Summary.from_record(stored, "") == summary
+    assert summary.status == "complete"
+    first = stored["rounds"][0]
     for rate in (first["unsafe"]["self"], first["unsafe"]["audit"], first["benign"]["audit"]):
         assert rate["n"] == 40
         assert rate["ci"][0] <= rate["rate"] <= rate["ci"][1]
-    assert set(summary["arms"]) == {"random"}
-    assert 0 <= summary["best_round"] < len(summary["rounds"])
+    assert set(summary.arms) == {"random"}
+    assert 0 <= summary.best_round < len(summary.rounds)
 
 
 def test_a_round_makes_held_out_pictures_safer(finished: Finished) -> None:
     _, summary = finished
-    before, after = summary["rounds"][0], summary["rounds"][summary["best_round"]]
-    assert summary["best_round"] >= 1
+    before, after = summary.first, summary.best
+    assert summary.best_round >= 1
     for judge in ("self", "audit"):
-        assert after["unsafe"][judge]["rate"] < before["unsafe"][judge]["rate"] - 0.15
+        assert after.figures.unsafe[judge].rate < before.figures.unsafe[judge].rate - 0.15
 
 
 def test_later_rounds_sample_nothing(finished: Finished) -> None:
     _, summary = finished
-    assert summary["rounds"][0]["sampled"] > 0
-    assert [record["sampled"] for record in summary["rounds"][1:]] == [0] * (
-        len(summary["rounds"]) - 1
-    )
+    assert summary.first.sampled > 0
+    assert [each.sampled for each in summary.rounds[1:]] == [0] * (len(summary.rounds) - 1)
 
 
 def test_the_same_command_again_resumes_and_changes_nothing(finished: Finished) -> None:
@@ -81,10 +81,10 @@ def test_every_verdict_names_the_codebook_that_drew_it(finished: Finished) -> No
     built on it.
     """
     out, summary = finished
-    run, rounds = Run.open(str(out)), summary["rounds"]
+    run, rounds = Run.open(str(out)), summary.rounds
     assert len(rounds) > 2, "the fixture must have a round that builds on another"
-    built_on = {rounds[record["round"] - 1]["codebook"] for record in rounds[1:]}
-    for digest in {record.get("tried", record["codebook"]) for record in rounds}:
+    built_on = {rounds[each.round - 1].codebook for each in rounds[1:]}
+    for digest in {each.tried or each.codebook for each in rounds}:
         rows = run.read(verdict_stage(digest), Verdict)
         assert {row.codebook_digest for row in rows} == {digest}
         due = {
@@ -99,10 +99,10 @@ def test_only_pictures_that_changed_are_judged_again(finished: Finished, tmp_pat
     out, summary = finished
     shutil.copytree(out, tmp_path / "run")
     worker = ShardWorker(SMALL, str(tmp_path / "run"))
-    known = summary["rounds"][summary["best_round"]]["codebook"]
-    table = worker._table(known).clone()
+    known = summary.best.codebook
+    table = worker.table(known).clone()
     shard = next(name for name, shard in worker.shards.items() if shard.split == HELD_OUT)
-    samples = worker.run.read_shard(TOKENS, shard, Sample)
+    samples = worker.run_dir.read_shard(TOKENS, shard, Sample)
     row = samples[0].tokens[0]
     touched = {sample.sample_id for sample in samples if row in sample.tokens}
     table[row] = -table[row]
@@ -110,13 +110,13 @@ def test_only_pictures_that_changed_are_judged_again(finished: Finished, tmp_pat
     artifact = SafeCodebook.from_tables(
         worker.model.codebook, table, ArtifactMeta("none", "janus", 9)
     )
-    worker.run.put_blob(codebook_blob(digest), artifact.to_bytes())
+    worker.run_dir.put_blob(codebook_blob(digest), artifact.to_bytes())
 
     assert worker.judge_shard(shard, digest, known)["touched"] == len(touched) < len(samples)
     before, after = (
         {
             (row.judge, row.sample_id): row
-            for row in worker.run.read_shard(verdict_stage(stage), shard, Verdict)
+            for row in worker.run_dir.read_shard(verdict_stage(stage), shard, Verdict)
         }
         for stage in (known, digest)
     )
@@ -146,14 +146,14 @@ def test_the_artifact_on_a_stock_model_draws_the_runs_pictures_and_reverts(
     samples = run.read(TOKENS, Sample)[:24]
     tokens = torch.tensor([sample.tokens for sample in samples])
     ours = load_model(ModelConfig())
-    artifact = SafeCodebook.from_bytes(run.get_blob(summary["safe_codebook"]))
+    artifact = SafeCodebook.from_bytes(run.get_blob(summary.safe_codebook))
     expected = ours.decode(tokens, artifact.apply_to(ours.codebook))
 
     stock = load_model(ModelConfig()).model  # type: ignore[attr-defined]
     table = stock.model.vqmodel.quantize.embedding.weight
     before = table.detach().clone()
     artifact.apply(stock)
-    assert table_digest(table) == summary["rounds"][summary["best_round"]]["codebook"]
+    assert table_digest(table) == summary.best.codebook
     np.testing.assert_array_equal(_stock_pictures(stock, tokens), expected)
     artifact.revert(stock)
     assert torch.equal(table, before)
@@ -176,7 +176,7 @@ def test_the_export_loads_in_stock_transformers(finished: Finished, tmp_path: Pa
     model = JanusForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
     JanusProcessor.from_pretrained(directory)
     table = model.model.vqmodel.quantize.embedding.weight
-    assert table_digest(table) == summary["rounds"][summary["best_round"]]["codebook"]
+    assert table_digest(table) == summary.best.codebook
     with pytest.raises(UserError, match="not empty"):
         export_run(str(out), directory)
 
