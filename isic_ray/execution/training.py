@@ -233,31 +233,28 @@ def initialise(
     zero_stage: int,
     accumulate: int = 1,
 ) -> Any:
-    """A DeepSpeed engine over ``module`` for the current process group.
+    """Return a DeepSpeed engine over ``module`` for the current process group.
 
-    ``batch_size`` is per worker and backward pass; ``accumulate`` backward passes make one step of
-    the optimiser.
-
-    DeepSpeed's shared-memory collective is switched off: it compiles for 80-150 s at first use and
-    only speeds up reductions of large CPU tensors, where gloo does for ours.
+    ``batch_size`` is pictures per worker and backward pass; ``accumulate`` backward passes make one
+    step of the optimiser.
     """
-    warnings.filterwarnings("ignore")
-    import deepspeed
+    settings = {
+        "train_micro_batch_size_per_gpu": batch_size,
+        "gradient_accumulation_steps": accumulate,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 1.0,
+        "steps_per_print": 10**9,
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore")
+        import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimiser,
-        config={
-            "train_micro_batch_size_per_gpu": batch_size,
-            "gradient_accumulation_steps": accumulate,
-            "zero_optimization": {"stage": zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "gradient_clipping": 1.0,
-            "steps_per_print": 10**9,
-        },
-    )
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        # DeepSpeed's shared-memory collective compiles for 80-150 s at first use and only speeds up
+        # reductions of large CPU tensors, where gloo does for ours.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=settings)
     return engine
 
 

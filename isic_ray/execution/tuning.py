@@ -5,7 +5,6 @@ What a trial does is handed in as a function; nothing here knows of runs or mode
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -50,7 +49,6 @@ def search(sweep: SweepConfig, trial: TrialFunction, progress: Progress) -> list
     Tune's own experiment state is scratch: a search that is started again asks for the same points,
     and each trial finds what it has already done in its run.
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output cannot be silenced
     run = tune.with_parameters(_run, trial=trial, patience=sweep.start().execution)
     tuner = tune.Tuner(
         tune.with_resources(run, _DRIVER),
