@@ -173,9 +173,13 @@ def _read_parquet(path: str, data: bytes, wanted: Collection[str]) -> Table:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         columns = [str(name) for name in file.schema_arrow.names]
-        content = file.read(
-            columns=[name for name in columns if canonical(name) in wanted]
-        ).to_pylist()
+        table = file.read(columns=[name for name in columns if canonical(name) in wanted])
+        for field in table.schema:
+            if _is_read_by_python(field.type):
+                raise UserError(
+                    f"{path} holds Python objects in column {field.name!r}; write texts."
+                )
+        content = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path} is no valid Parquet file: {str(error).partition(chr(10))[0]}."
@@ -185,3 +189,16 @@ def _read_parquet(path: str, data: bytes, wanted: Collection[str]) -> Table:
         columns,
         [Row(f"{path}, row {number}", values) for number, values in enumerate(content, 1)],
     )
+
+
+def _is_read_by_python(kind: pa.DataType) -> bool:
+    """Return whether values of this Arrow type, or within it, are read by a Python class.
+
+    Ray Data registers such a type for every process that imports it, and unpickles its values:
+    code that a file brings along would run.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return isinstance(kind, pa.ExtensionType) or _is_read_by_python(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _is_read_by_python(kind.value_type)
+    return any(_is_read_by_python(kind.field(index).type) for index in range(kind.num_fields))

@@ -5,6 +5,7 @@ every time?
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -285,6 +286,31 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     broken = tmp_path / "x.jsonl"
     broken.write_text('{"prompt": "a"}\n{"prompt": \n')
     assert "line 2, is no valid JSON: Expecting value." in message(str(broken))
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.mark), "w")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_pickled_objects_in_a_parquet_file_are_refused_unread(tmp_path: Path, nested: bool) -> None:
+    import ray.data.extensions  # registers the Arrow type, as `isic sweep` does
+
+    mark, path = tmp_path / "executed", tmp_path / "prompts.parquet"
+    kind = ray.data.extensions.ArrowPythonObjectType()
+    values = pa.ExtensionArray.from_storage(
+        kind, pa.array([pickle.dumps(Trap(mark))], pa.large_binary())
+    )
+    column = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), values) if nested else values
+    pq.write_table(pa.table({"prompt": column}), path)
+    assert message(str(path)).endswith("holds Python objects in column 'prompt'; write texts.")
+    assert not mark.exists()
 
 
 def test_an_empty_split_says_how_to_mend_it(tmp_path: Path) -> None:
