@@ -23,7 +23,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,10 +309,21 @@ def rounds(limit: int) -> Figures:
     What it costs depends on which rows of the codebook changed, not on how: for fine-tuning, every
     row that it may move is moved a little.
     """
-    from isic_ray.execution.pool import ShardActor
     from isic_ray.execution.progress import Progress
+    from isic_ray.execution.training import DeltaJob
     from isic_ray.models.registry import read_spec
-    from isic_ray.workflows.loop import Best, IsicLoop, create_run
+    from isic_ray.workflows.loop import create_run
+    from isic_ray.workflows.steps import Steps
+    from isic_ray.workflows.worker import ShardWorker
+    from isic_ray.workflows.workers import InlineWorkers
+
+    def move_a_little(jobs: Sequence[DeltaJob], rows: Any) -> list[Tensor]:
+        moved = []
+        for job in jobs:
+            near = job.edited + 1e-3 * torch.randn_like(job.edited)
+            assert job.trainable is not None
+            moved.append(torch.where(job.trainable[:, None], near, job.edited))
+        return moved
 
     demo = load_config("demo")
     config = replace(
@@ -321,56 +332,32 @@ def rounds(limit: int) -> Figures:
         edit=replace(demo.edit, method="selective"),
         execution=replace(demo.execution, shard_size=limit),
     )
-    prompts, facts = load_prompts(config.prompts), read_spec(config.model)
-
-    class InProcess(IsicLoop):
-        seconds = 0.0
-
-        def work(self, stage: str, units: list[Any]) -> list[Any]:
-            worker = ShardActor.worker(config, self.run_dir.store.uri)
-            began = time.perf_counter()
-            for unit in units:
-                how = (
-                    (unit["shard"],) if unit["do"] == "draw" else (unit["shard"], unit["codebook"])
-                )
-                getattr(worker, unit["do"])(*how)
-            self.seconds = time.perf_counter() - began
-            return []
-
-        def train(self, jobs: list[Any], rows: Any, stage: str) -> list[Tensor]:
-            moved = [job.edited + 1e-3 * torch.randn_like(job.edited) for job in jobs]
-            return [
-                torch.where(job.trainable[:, None], new, job.edited)
-                for job, new in zip(jobs, moved, strict=True)
-            ]
-
+    prompts, spec = load_prompts(config.prompts), read_spec(config.model)
     with tempfile.TemporaryDirectory() as out:
-        loop = InProcess(
-            config, create_run(config, out, prompts, facts), prompts, facts, Progress()
-        )
+        run = create_run(config, out, prompts, spec)
+        workers = TimedWorkers(InlineWorkers(ShardWorker, config, run.store.uri))
+        steps = Steps(config, run, prompts, spec, workers, move_a_little, Progress())
         torch.set_num_threads(1)
-        loop.generate()
-        first, base = (
-            loop.seconds,
-            Best(0, facts.codebook, loop.base_digest, loop.evidence(loop.base_digest)),
-        )
-        edit = loop.edit(config.edit, facts.codebook, loop.pairs)
+        base = steps.draw_and_judge()
+        first = workers.seconds
+        edit = steps.edit(config.edit, spec.codebook, steps.pairs)
         result: Figures = {
-            "pictures": len(loop.samples),
-            "pairs": len(loop.pairs),
+            "pictures": len(steps.samples),
+            "pairs": len(steps.pairs),
             "drawing_s": round(first, 2),
         }
-        for name, table in {
+        tables = {
             "edited": edit.codebook,
-            "edited and fine-tuned": loop.finetune(edit, base, 1),
-        }.items():
-            digest = loop.publish(table, 1, name)
+            "edited and fine-tuned": steps.finetune(edit, base, 1),
+        }
+        for name, table in tables.items():
+            digest = steps.publish(table, 1, name)
             seconds, touched = {}, {}
             for split in (HELD_OUT, BUILD):
-                loop.judge([digest], loop.of(split), name)
-                seconds[split], touched[split] = loop.seconds, loop.touched[digest]
+                steps.judge([digest], steps.of(split), name)
+                seconds[split], touched[split] = workers.seconds, steps.touched[digest]
             result[name] = {
-                "rows": int((table != facts.codebook).any(1).sum()),
+                "rows": int((table != spec.codebook).any(1).sum()),
                 "touched": sum(touched.values()),
                 "deciding_touched": touched[HELD_OUT],
                 "deciding_s": round(seconds[HELD_OUT], 2),
@@ -379,6 +366,22 @@ def rounds(limit: int) -> Figures:
                 "going_on_share": round(seconds[BUILD] / first, 3),
             }
     return result
+
+
+class TimedWorkers:
+    """Workers, and how many seconds their last call took."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.seconds = inner, 0.0
+
+    def run(self, units: Any, sizes: Any, progress: Any) -> list[dict[str, Any]]:
+        began = time.perf_counter()
+        counts: list[dict[str, Any]] = self.inner.run(units, sizes, progress)
+        self.seconds = time.perf_counter() - began
+        return counts
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 def medians(takes: list[Figures]) -> Figures:

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from isic_ray.config.run import ExecutionConfig, LoopConfig, PromptsConfig, RunConfig, load_config
-from isic_ray.execution.pool import ShardActor, Unit, work
+from isic_ray.execution.pool import RayWorkers
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.session import ray_session
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt
 from isic_ray.runs.shards import plan_shards
 from isic_ray.workflows.loop import create_run
+from isic_ray.workflows.units import DrawUnit, JudgeUnit
 from isic_ray.workflows.worker import ShardWorker
 
 BATCH_S, BATCHES = 0.2, 10  # a simulated device's batch, and batches a shard
@@ -39,28 +40,25 @@ PARTS = ("weak-scaling", "overhead", "memory")
 Figures = dict[str, Any]
 
 
-class Device(ShardWorker):
+class Device:
     """Loads nothing: takes as long for a shard as a device would, and no processor."""
 
     def __init__(self, config: RunConfig, uri: str) -> None:
         self.batches = 0 if uri == INSTANT else BATCHES
 
-    def wait(self) -> None:
+    def run(self, unit: JudgeUnit | DrawUnit) -> Figures:
+        """Wait, and say when it began and ended."""
+        began = time.time()
         for _ in range(self.batches):
             time.sleep(BATCH_S)
+        return {"pid": os.getpid(), "began": began, "ended": time.time()}
 
 
-class WaitingActor(ShardActor):
-    """The real stage's actor before a simulated device."""
+class TimedWorker(ShardWorker):
+    """Says when each shard ended."""
 
-    worker = Device
-    _worker: Device
-
-    def _timed(self, unit: Unit) -> dict[str, Any]:
-        began = time.time()
-        self._worker.wait()
-        ended = time.time()
-        return {"actor": os.getpid(), "seconds": ended - began, "began": began, "ended": ended}
+    def run(self, unit: DrawUnit | JudgeUnit) -> Figures:
+        return super().run(unit) | {"ended": time.time()}
 
 
 def weak_scaling(actors: int, shards_each: int) -> Figures:
@@ -68,22 +66,16 @@ def weak_scaling(actors: int, shards_each: int) -> Figures:
     out of shards.
     """
     execution = ExecutionConfig(min_actors=actors, max_actors=actors, cpus_per_actor=0.05)
-    units = [{"do": "judge", "shard": str(n), "codebook": ""} for n in range(actors * shards_each)]
-    rows = work(
-        RunConfig(execution=execution),
-        "",
-        units,
-        lambda _: 1,
-        Progress(io.StringIO()),
-        WaitingActor,
-    )
+    units = [JudgeUnit(str(n), "", "") for n in range(actors * shards_each)]
+    workers = RayWorkers(Device, RunConfig(execution=execution), "")
+    rows = workers.run(units, [1] * len(units), Progress(io.StringIO()))
     by_actor: dict[int, list[Figures]] = {}
     for row in rows:
-        by_actor.setdefault(row["actor"], []).append(row)
+        by_actor.setdefault(row["pid"], []).append(row)
     begin = max(min(row["began"] for row in each) for each in by_actor.values())
     end = min(max(row["ended"] for row in each) for each in by_actor.values())
     busy = sum(max(0.0, min(row["ended"], end) - max(row["began"], begin)) for row in rows)
-    work_s = sum(row["seconds"] for row in rows) / len(rows)
+    work_s = sum(row["ended"] - row["began"] for row in rows) / len(rows)
     return {
         "actors": len(by_actor),
         "steady_s": round(end - begin, 2),
@@ -102,20 +94,21 @@ def overhead(shards: int, repeats: int) -> Figures:
         "demo", ["prompts.limit=64", "execution.max_actors=1", "execution.min_actors=1"]
     )
     base = replace(base, execution=replace(base.execution, shard_size=16), loop=LoopConfig(arms=[]))
-    prompts, facts = load_prompts(PromptsConfig(limit=64)), read_spec(base.model)
+    prompts, spec = load_prompts(PromptsConfig(limit=64)), read_spec(base.model)
     names = [shard.name for shard in plan_shards(prompts, 1, 16) if shard.role == BENIGN][:shards]
     plain, ray_s = [], []
     for _ in range(repeats):
-        run = create_run(base, tempfile.mkdtemp(prefix="isic-plain-"), prompts, facts)
+        run = create_run(base, tempfile.mkdtemp(prefix="isic-plain-"), prompts, spec)
         worker = ShardWorker(base, run.store.uri)
         worker.draw_shard(names[0])
         started = time.perf_counter()
         for name in names[1:]:
             worker.draw_shard(name)
         plain.append((time.perf_counter() - started) / (len(names) - 1))
-        run = create_run(base, tempfile.mkdtemp(prefix="isic-ray-"), prompts, facts)
-        units: list[Unit] = [{"do": "draw", "shard": name, "codebook": ""} for name in names]
-        rows = work(base, run.store.uri, units, lambda _: 16, Progress(io.StringIO()), TimedActor)
+        run = create_run(base, tempfile.mkdtemp(prefix="isic-ray-"), prompts, spec)
+        units = [DrawUnit(name, "") for name in names]
+        workers = RayWorkers(TimedWorker, base, run.store.uri)
+        rows = workers.run(units, [16] * len(units), Progress(io.StringIO()))
         ends = sorted(row["ended"] for row in rows)
         ray_s.append((ends[-1] - ends[0]) / (len(ends) - 1))
     extra = statistics.median(r / p - 1 for r, p in zip(ray_s, plain, strict=True))
@@ -130,13 +123,6 @@ def overhead(shards: int, repeats: int) -> Figures:
         **seconds,
         "overhead": round(extra, 4),
     }
-
-
-class TimedActor(ShardActor):
-    """Says when each shard ended."""
-
-    def _timed(self, unit: Unit) -> dict[str, Any]:
-        return super()._timed(unit) | {"ended": time.time()}
 
 
 def memory(samples: int, samples_per_prompt: int) -> Figures:
@@ -158,16 +144,10 @@ def memory(samples: int, samples_per_prompt: int) -> Figures:
     ]
     shards = plan_shards(prompts, samples_per_prompt, 128)
     execution = ExecutionConfig(min_actors=2, max_actors=2, cpus_per_actor=0.05)
-    units = [{"do": "draw", "shard": shard.name, "codebook": ""} for shard in shards]
+    units = [DrawUnit(shard.name, "") for shard in shards]
     started = time.perf_counter()
-    rows = work(
-        RunConfig(execution=execution),
-        INSTANT,
-        units,
-        lambda _: 128,
-        Progress(io.StringIO()),
-        WaitingActor,
-    )
+    workers = RayWorkers(Device, RunConfig(execution=execution), INSTANT)
+    rows = workers.run(units, [128] * len(units), Progress(io.StringIO()))
     return {
         "samples": sum(len(shard.cells) for shard in shards),
         "prompts": len(prompts),
