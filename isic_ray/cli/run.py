@@ -1,4 +1,4 @@
-"""`isic demo`, `isic run`, `isic generate` and `isic plan`."""
+"""`isic demo`, `run`, `generate`, `plan`, `sweep` and `retrain`: what starts work on a cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isic_ray.cli.options import (
 if TYPE_CHECKING:
     from isic_ray.config.run import RunConfig
     from isic_ray.metrics.summary import Quarantined
-    from isic_ray.workflows.estimate import Estimate
+    from isic_ray.workflows.estimate import Cost
 
 # For `isic plan`, which loads no model.
 TOKENS_PER_PICTURE = {
@@ -98,7 +98,7 @@ def _plan(args: argparse.Namespace) -> int:
     from isic_ray.prompts.sets import load_set
     from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE
     from isic_ray.runs.shards import plan_shards
-    from isic_ray.workflows.estimate import estimate
+    from isic_ray.workflows.estimate import estimate_cost
 
     config, out = configuration(args)
     per_prompt = config.prompts.samples_per_prompt
@@ -115,49 +115,41 @@ def _plan(args: argparse.Namespace) -> int:
     print(f"{'prompts':10} {'build':>10} {'held out':>10}")
     for role, found in sets.items():
         note = f"   {found.duplicates:,} duplicates left out" if found.duplicates else ""
-        print(
-            f"  {role:8} {found.splits[BUILD]:10,} {found.splits[HELD_OUT]:10,}   {found.source}{note}"
-        )
+        counts = f"{found.splits[BUILD]:10,} {found.splits[HELD_OUT]:10,}"
+        print(f"  {role:8} {counts}   {found.source}{note}")
+    size = config.execution.shard_size
+    print(f"pictures   {samples:,} in {len(shards):,} shards of at most {size:,}")
     print(
-        f"pictures   {samples:,} in {len(shards):,} shards of at most {config.execution.shard_size:,}"
-    )
-    print(
-        f"           and at most {rewrites:,} more: one of a safe rewrite for each unsafe build picture that is flagged"
+        f"           and at most {rewrites:,} more: one of a safe rewrite for each unsafe build "
+        "picture that is flagged"
     )
     print(f"tokens     {_tokens(config, samples, rewrites)}")
     print(
-        f"rounds     at most {config.loop.max_rounds}; each decodes and judges again only pictures that it can change"
+        f"rounds     at most {config.loop.max_rounds}; each decodes and judges again only pictures "
+        "that it can change"
     )
     print(f"arms       {', '.join(config.loop.arms) or 'none'}")
-    for line in _costs(
-        config, estimate(config, shards, rewrites, TOKENS_PER_PICTURE.get(config.model.name))
-    ):
-        print(line)
+    each = TOKENS_PER_PICTURE.get(config.model.name)
+    print("\n".join(_costs(config, estimate_cost(config, shards, rewrites, each))))
     return OK
 
 
-def _costs(config: RunConfig, most: Estimate) -> list[str]:
+def _costs(config: RunConfig, most: Cost) -> list[str]:
     execution = config.execution
     lines = [f"at most    {most.draws:,} pictures drawn, {most.judgements:,} decoded and judged"]
     if most.bytes is not None:
         lines.append(f"storage    about {most.bytes / 1e6:,.1f} MB")
     if most.actor_hours is None:
-        return [
-            *lines,
-            "time       state execution.draws_per_second and judgements_per_second of one actor to see it",
-        ]
+        missing = "execution.draws_per_second and judgements_per_second"
+        return [*lines, f"time       state {missing} of one actor to see it"]
     wide = max(execution.min_actors, execution.max_actors)
     kind = "GPU" if execution.gpus_per_actor else "actor"
     hours = most.actor_hours * (execution.gpus_per_actor or 1)
-    lines.append(
-        f"time       {hours:,.2f} {kind}-hours, {most.actor_hours / wide:,.2f} hours with {wide:,} actors"
-    )
-    rate = execution.price_per_hour
-    money = (
-        f"{most.money:,.2f} at {rate:,.2f} an actor-hour"
-        if most.money is not None
-        else "state execution.price_per_hour"
-    )
+    elapsed = most.actor_hours / wide
+    lines.append(f"time       {hours:,.2f} {kind}-hours, {elapsed:,.2f} hours with {wide:,} actors")
+    rate, money = execution.price_per_hour, "state execution.price_per_hour"
+    if most.money is not None:
+        money = f"{most.money:,.2f} at {rate:,.2f} an actor-hour"
     return [*lines, f"money      {money}; fine-tuning not counted"]
 
 
@@ -210,7 +202,7 @@ def _add_retrain(commands: Any) -> None:
         metavar="URI",
         help="directory or s3://BUCKET/PREFIX of the training",
     )
-    text = "change a setting, such as steps=5000 or workers=8 (see isic_ray/retrain_config.py)"
+    text = "change a setting, such as steps=5000 or workers=8 (see isic_ray/config/retrain.py)"
     retrain.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=text
     )
@@ -223,12 +215,12 @@ def _retrain(args: argparse.Namespace) -> int:
     from isic_ray.config.retrain import retrain_config
     from isic_ray.workflows.retrain import retrain
 
-    result = retrain(
-        retrain_config(args.run, args.pictures, args.set), args.out, verbose=args.verbose
-    )
+    config = retrain_config(args.run, args.pictures, args.set)
+    result = retrain(config, args.out, verbose=args.verbose)
     before, after = result["before"]["evaluation_loss"], result["after"]["evaluation_loss"]
     print(
-        f"reconstruction loss on pictures set aside: {before:.4f} before, {after:.4f} after {result['steps']:,} steps"
+        f"reconstruction loss on pictures set aside: {before:.4f} before, {after:.4f} after "
+        f"{result['steps']:,} steps"
     )
     print(f"largest component in the harmful space: {result['largest_harmful_component']:.1e}")
     print(f"codebook: {args.out.rstrip('/')}/{result['safe_codebook']}")

@@ -1,5 +1,6 @@
-"""Pictures in a folder or a bucket as a Ray Data stream: files of their own, in Parquet, or in
-WebDataset tars.
+"""Pictures in a folder or a bucket as a Ray Data stream.
+
+They lie there as files of their own, in Parquet files, or in WebDataset tars.
 """
 
 from __future__ import annotations
@@ -15,15 +16,8 @@ import numpy as np
 from isic_ray.errors import UserError
 
 _KINDS = {"parquet": (".parquet",), "tar": (".tar",), "files": (".png", ".jpg", ".jpeg", ".webp")}
-_COLUMNS = (
-    "image",
-    "picture",
-    "png",
-    "jpg",
-    "jpeg",
-    "webp",
-    "bytes",
-)  # where Parquet files and tars keep them
+# Where Parquet files and tars keep pictures.
+_COLUMNS = ("image", "picture", "png", "jpg", "jpeg", "webp", "bytes")
 MAX_PIXELS = 64_000_000  # a picture of a few kB may unfold to more than the memory
 _EVALUATED = 50  # one file of so many is set aside
 
@@ -38,8 +32,9 @@ class PictureFiles:
 
 
 def find_pictures(uri: str) -> PictureFiles:
-    """The files below ``uri``; the split is by a hash of their names. Raises UserError when
-    there are too few.
+    """Return the files below ``uri``, split by a hash of their names.
+
+    Raises UserError when it cannot be listed, and for too few files or several kinds.
     """
     import fsspec
 
@@ -56,26 +51,28 @@ def find_pictures(uri: str) -> PictureFiles:
     if len(found) != 1:
         what = " and ".join(found) or "no pictures"
         raise UserError(
-            f"{uri} holds {what}; give a folder of pictures, of Parquet files, or of WebDataset tars."
+            f"{uri} holds {what}; give a folder of pictures, of Parquet files, or of WebDataset "
+            "tars."
         )
     kind, members = next(iter(found.items()))
     if len(members) < 2:
         raise UserError(
             f"{uri} holds one file; give at least two, since one is set aside to evaluate on."
         )
-    ordered = sorted(
-        members, key=lambda path: hashlib.sha256(PurePosixPath(path).name.encode()).digest()
-    )
+    ordered = sorted(members, key=_hash_of_name)
     aside = max(1, len(members) // _EVALUATED)
     return PictureFiles(kind, sorted(ordered[aside:]), sorted(ordered[:aside]))
 
 
+def _hash_of_name(path: str) -> bytes:
+    return hashlib.sha256(PurePosixPath(path).name.encode()).digest()
+
+
 def stream(kind: str, files: list[str], size: int, seed: int | None = None) -> Any:
-    """A Dataset with one column, ``picture`` uint8 ``[size,size,3]``.
+    """Return a Ray Data set with one column, ``picture`` uint8 ``[size,size,3]``.
 
-    Without ``seed`` in the order of the files, with one in a new order an epoch.
-
-    Pictures are cut to their middle square and resized; what cannot be read is left out.
+    Without ``seed`` it is in the order of the files, with one in a new order each epoch. Pictures
+    are cut to their middle square and resized; what cannot be read is left out.
     """
     import ray
     from ray.data import FileShuffleConfig
@@ -119,9 +116,8 @@ class _Decode:
     def _picture(self, value: Any) -> np.ndarray | None:
         from PIL import Image, ImageOps
 
-        data: Any = (
-            value.get("bytes") if isinstance(value, dict) else value
-        )  # the Hub's image columns hold both
+        # The Hub's image columns hold {bytes, path}.
+        data: Any = value.get("bytes") if isinstance(value, dict) else value
         try:
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:

@@ -1,8 +1,12 @@
-"""What a person sees while a run works: stage, counts, time left. On a terminal one line that is
-redrawn.
+"""Progress: the line that a person sees, and how fast a stage goes.
 
-The same goes to ``watch`` every few seconds: the run's progress.json, which `isic status` reads
-from anywhere.
+`Progress` shows stage, counts and time left, on a terminal in one line that is redrawn. The same
+goes to its ``watch`` every few seconds: the run's progress.json, which `isic status` reads.
+
+`Meter` counts on each actor for Ray's Prometheus metrics, which Ray exports on every node (``ray
+start --metrics-export-port``) with the prefix ``ray_``: isic_pictures_total, isic_tokens_total and
+isic_busy_seconds_total by ``do`` (draw, judge), and isic_waiting_shards. The rate of the busy
+seconds is the share of time in which an actor's device is at work.
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+Record = dict[str, Any]  # a JSON object
+
 WATCH_EVERY_S = 10.0
 
 
 class Progress:
-    """One stage at a time, written to stderr."""
+    """Shows one stage at a time, on stderr unless told otherwise."""
 
     def __init__(
         self, stream: TextIO | None = None, watch: Callable[[dict[str, Any]], None] | None = None
@@ -29,7 +35,8 @@ class Progress:
         self._started = time.monotonic()
         self._run_started = time.monotonic()
         self._watch, self._watched = watch, 0.0
-        self.figures: dict[str, Any] = {}  # throughput of the stage, for those who watch
+        self.figures: Record = {}
+        """Throughput of the stage, for those who watch."""
 
     def start(self, stage: str, total: int = 0, unit: str = "") -> None:
         """Begin a stage of ``total`` units (0: unknown)."""
@@ -39,6 +46,7 @@ class Progress:
         self._tell(at_once=True)
 
     def advance(self, count: int) -> None:
+        """Count units that are done."""
         tenth = self._done * 10 // max(1, self._total)
         self._done += count
         if self._live or self._done * 10 // max(1, self._total) > tenth:
@@ -46,17 +54,13 @@ class Progress:
         self._tell()
 
     def finish(self, note: str = "") -> float:
-        """End the stage, leaving one line behind; returns its seconds."""
+        """End the stage, leave one line behind, and return the stage's seconds."""
         seconds = time.monotonic() - self._started
         count = f"{self._done:,} {self._unit}, " if self._total else ""
         self._write(
             f"{self._stage:<34} {count}{seconds:.0f} s{'  ' + note if note else ''}", end="\n"
         )
         return seconds
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        self._write(text, end="\n")
 
     def _tell(self, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -96,11 +100,8 @@ class Progress:
         self._stream.flush()
 
 
-Record = dict[str, Any]
-
-
 class Meter:
-    """One actor's counters."""
+    """The counters of one actor."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter
@@ -114,21 +115,22 @@ class Meter:
         self._actor = f"{platform.node()}/{os.getpid()}"
 
     def count(self, do: str, counts: Record, seconds: float) -> Record:
-        """Tells Ray, and returns what `Throughput` wants to know of one shard."""
+        """Count one shard for Ray, and return what `Throughput` needs to know of it."""
         tags, tokens = {"do": do}, int(counts.get("tokens", 0))
         for counter, value in (
             (self._pictures, counts.get("samples", 0)),
             (self._tokens, tokens),
             (self._busy, seconds),
         ):
-            if value > 0:  # a counter refuses nought
+            if value > 0:  # a counter refuses zero
                 counter.inc(value, tags)
         return {"actor": self._actor, "seconds": round(seconds, 3)}
 
 
 class Throughput:
-    """One stage as the driver sees it. Money is for actors that were seen at work, idle time
-    included.
+    """One stage as the driver sees it.
+
+    Money is counted for actors that were seen at work, idle time included.
     """
 
     def __init__(self, planned: int, price_per_hour: float) -> None:
@@ -139,11 +141,12 @@ class Throughput:
         )
         self._planned, self._price = planned, price_per_hour
         self._done, self._pictures, self._tokens, self._busy = 0, 0.0, 0, 0.0
-        self._since: dict[str, float] = {}  # actor → when it began its first shard
+        # By actor: when it began its first shard.
+        self._since: dict[str, float] = {}
         self._started = time.monotonic()
 
     def add(self, counts: Record, pictures: float) -> Record:
-        """Counts one finished shard of so many pictures; returns all figures."""
+        """Count one finished shard of so many pictures, and return all figures."""
         now = time.monotonic()
         self._since.setdefault(counts["actor"], max(self._started, now - counts["seconds"]))
         self._done += 1

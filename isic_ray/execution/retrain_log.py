@@ -15,13 +15,15 @@ METRICS = "metrics.jsonl"
 
 
 class RetrainLog:
-    """Rows with a ``step``; kept by `flush`, which a checkpoint calls, so that log and
-    checkpoint go together.
+    """Rows with a ``step``.
+
+    `flush` keeps them; a checkpoint calls it, so that log and checkpoint go together.
     """
 
     def __init__(self, store: Store, step: int) -> None:
-        """Goes on behind ``step``: later rows, of a worker that was lost before it saved, are
-        dropped.
+        """Go on behind ``step``.
+
+        Later rows, of a worker that was lost before it saved, are dropped.
         """
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
@@ -30,22 +32,23 @@ class RetrainLog:
         self._board = SummaryWriter(str(self._folder))
 
     def add(self, row: Record) -> None:
+        """Note a row."""
         self._rows.append(row)
         for name, value in row.items():
             if name != "step":
                 self._board.add_scalar(name, value, row["step"])
 
     def flush(self) -> None:
-        self.store.put(
-            METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows).encode()
-        )
+        """Store all rows, and TensorBoard's files."""
+        lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows)
+        self.store.put(METRICS, "".join(lines).encode())
         self._board.flush()
         for path in self._folder.iterdir():
             self.store.put(f"tensorboard/{path.name}", path.read_bytes())
 
     @staticmethod
     def read(store: Store) -> list[Record]:
-        """All rows that were flushed."""
+        """Return all rows that were stored."""
         with contextlib.suppress(FileNotFoundError):
             return [json.loads(line) for line in store.get(METRICS).decode().splitlines()]
         return []

@@ -36,11 +36,14 @@ class Budget:
 class Found:
     """The worst picture that a search found for one prompt."""
 
-    start: int  # index of the prompt that the search began with
+    start: int
+    """Index of the prompt that the search began with."""
     text: str
     seed: int
-    score: float  # of the searcher's own scorer
-    queries: int  # pictures drawn until the end of the round that found it
+    score: float
+    """Harm by the searcher's own scorer."""
+    queries: int
+    """Pictures drawn until the end of the round that found it."""
 
 
 def search(
@@ -55,12 +58,12 @@ def search(
     budget: Budget = Budget(),
     success: float = 0.5,
 ) -> list[Found]:
-    """The worst picture of each prompt under ``table`` ``[K,d]`` that a greedy search finds.
+    """Search greedily for the worst picture of each prompt under ``table`` ``[K,d]``.
 
     ``scorer`` maps pictures uint8 ``[B,H,W,3]`` to harm ``[B]``. Varying "words", each proposal
     replaces, inserts or drops one word of the best prompt so far (words from ``words``) under the
-    same seed; varying "seeds", it draws the same prompt anew. A prompt whose score reaches
-    ``success`` rests. The first picture is the unattacked one.
+    same seed; varying "seeds", it draws the same prompt with another seed. A prompt whose score
+    reaches ``success`` is left alone. The first picture is the unattacked one.
     """
     rng = Random(f"{vary}/{seeds[0] if len(seeds) else 0}")
     scores = scorer(model.decode(model.sample(prompts, seeds, settings), table))
@@ -77,16 +80,12 @@ def search(
         ]
         if not tries:
             break
-        tokens = model.sample(
-            [text for _, text, _ in tries], [seed for _, _, seed in tries], settings
-        )
-        for (found, text, seed), score in zip(
-            tries, scorer(model.decode(tokens, table)).tolist(), strict=True
-        ):
+        texts, drawn_with = [text for _, text, _ in tries], [seed for _, _, seed in tries]
+        tokens = model.sample(texts, drawn_with, settings)
+        scores, queries = scorer(model.decode(tokens, table)), 1 + number * budget.proposals
+        for (found, text, seed), score in zip(tries, scores.tolist(), strict=True):
             if score > best[found.start].score:
-                best[found.start] = Found(
-                    found.start, text, seed, score, 1 + number * budget.proposals
-                )
+                best[found.start] = Found(found.start, text, seed, score, queries)
     return best
 
 
@@ -97,7 +96,7 @@ def _proposal(found: Found, words: Sequence[str], vary: str, rng: Random) -> tup
 
 
 def mutate(text: str, words: Sequence[str], rng: Random) -> str:
-    """``text`` with one word replaced, inserted or dropped (never the last one)."""
+    """Replace, insert or drop one word of ``text``; the last one left is never dropped."""
     parts = text.split()
     place, act = rng.randrange(len(parts)), rng.choice(("replace", "replace", "insert", "drop"))
     if act == "drop" and len(parts) > 1:
@@ -110,24 +109,20 @@ def mutate(text: str, words: Sequence[str], rng: Random) -> str:
 
 
 def vocabulary(texts: Sequence[str]) -> list[str]:
-    """All words of some texts, sorted: what a search may say."""
-    return sorted(
-        {word for text in texts for word in re.findall(r"[^\s,.;:!?\"()]+", text.lower())}
-    )
+    """Return all words of some texts, sorted: what a search may say."""
+    words = (word for text in texts for word in re.findall(r"[^\s,.;:!?\"()]+", text.lower()))
+    return sorted(set(words))
 
 
 def telling_words(unsafe: Sequence[str], safe: Sequence[str], count: int) -> list[str]:
-    """The words that unsafe prompts have more often than their safe rewrites, most telling
-    first.
-    """
+    """Return words that unsafe prompts have more often than their rewrites, commonest first."""
     surplus: dict[str, int] = {}
     for texts, sign in ((unsafe, 1), (safe, -1)):
         for text in texts:
             for word in set(vocabulary([text])):
                 surplus[word] = surplus.get(word, 0) + sign
-    return [
-        word for word, n in sorted(surplus.items(), key=lambda item: (-item[1], item[0])) if n > 0
-    ][:count]
+    ranked = sorted(surplus.items(), key=lambda item: (-item[1], item[0]))
+    return [word for word, n in ranked if n > 0][:count]
 
 
 def recover(
@@ -139,8 +134,7 @@ def recover(
     learning_rate: float = 0.06,
     seed: int = 0,
 ) -> Tensor:
-    """The table ``[K,d]`` after ``steps`` of fine-tuning ``edited``: ``tokens`` ``[M,N]`` shall
-    draw as they did.
+    """Fine-tune ``edited`` ``[K,d]`` so that ``tokens`` ``[M,N]`` draw as they did; the table.
 
     The attacker has M pictures (drawn here by the base table) and their tokens, trains every row,
     and knows nothing of which rows were edited.

@@ -1,6 +1,4 @@
-"""What a run will take at the most: pictures, bytes, device hours and money, before anything is
-spent.
-"""
+"""What a run costs at most: pictures, bytes, device hours and money, before anything is spent."""
 
 from __future__ import annotations
 
@@ -17,23 +15,28 @@ FILE_BYTES, SAMPLE_BYTES, VERDICT_BYTES, TOKEN_BYTES = 3000, 100, 60, 2
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Upper bounds: every unsafe picture flagged, every round kept and touching every picture.
-    None: not known.
+class Cost:
+    """Upper bounds; None for what is not known.
+
+    Every unsafe picture is taken as flagged, every round as kept and touching every picture.
     """
 
-    draws: int  # pictures sampled
-    judgements: int  # pictures decoded and judged
+    draws: int
+    """Pictures sampled."""
+    judgements: int
+    """Pictures decoded and judged."""
     bytes: int | None
     actor_hours: float | None
     money: float | None
 
 
-def estimate(
+def estimate_cost(
     config: RunConfig, shards: Sequence[Shard], rewrites: int, tokens_each: int | None
-) -> Estimate:
-    """For the planned ``shards`` and at most so many ``rewrites``, at the rates that
-    ``config.execution`` states.
+) -> Cost:
+    """Estimate what the planned ``shards`` and at most ``rewrites`` rewritten prompts cost.
+
+    ``tokens_each`` are tokens per picture; speeds and prices are those that ``config.execution``
+    states.
     """
     execution, rounds = config.execution, config.loop.max_rounds
     arms = len([arm for arm in config.loop.arms if arm != "none"])
@@ -41,23 +44,22 @@ def estimate(
     build = [shard for shard in shards if shard.split != HELD_OUT]
     # Held-out pictures decide a round and an arm; those that build edits are judged again where
     # another round follows.
-    decisions, sequels = rounds * (2 if config.loop.backoff > 0 else 1) + arms, max(0, rounds - 1)
+    decisions = rounds * (2 if config.loop.backoff > 0 else 1) + arms
+    sequels = max(0, rounds - 1)
     draws = _samples(shards) + rewrites
     judgements = draws + decisions * _samples(held_out) + sequels * _samples(build)
     hours = money = size = None
     if execution.draws_per_second and execution.judgements_per_second:
-        hours = (
-            draws / execution.draws_per_second + judgements / execution.judgements_per_second
-        ) / 3600
+        drawing = draws / execution.draws_per_second
+        hours = (drawing + judgements / execution.judgements_per_second) / 3600
         money = hours * execution.price_per_hour if execution.price_per_hour else None
     if tokens_each is not None:
         files = len(shards) * 3 + decisions * len(held_out) + sequels * len(build)
         verdicts = judgements * (1 + len(config.judge.auditors))
-        drawn = (draws + rewrites) * (
-            SAMPLE_BYTES + TOKEN_BYTES * tokens_each
-        )  # a pair holds both pictures' tokens
+        # A pair holds both pictures' tokens.
+        drawn = (draws + rewrites) * (SAMPLE_BYTES + TOKEN_BYTES * tokens_each)
         size = files * FILE_BYTES + drawn + verdicts * VERDICT_BYTES
-    return Estimate(draws, judgements, size, hours, money)
+    return Cost(draws, judgements, size, hours, money)
 
 
 def _samples(shards: Sequence[Shard]) -> int:

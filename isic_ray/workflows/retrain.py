@@ -33,7 +33,8 @@ RESULT = "retrain.json"
 def retrain(config: RetrainConfig, out: str, verbose: bool = False) -> Record:
     """Train, or go on training, and return the content of `retrain.json`.
 
-    That, the codebook and the metrics lie at ``out``. Raises UserError for bad input, and when ``out`` holds another training.
+    That, the codebook and the metrics lie at ``out``. Raises UserError for bad input, and when
+    ``out`` holds another training.
     """
     source = Run.open(config.run)
     model = ModelConfig(**source.record["config"]["model"])

@@ -8,7 +8,7 @@ from isic_ray.cli import main as cli
 from isic_ray.config.run import load_config
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt
 from isic_ray.runs.shards import plan_shards
-from isic_ray.workflows.estimate import estimate
+from isic_ray.workflows.estimate import estimate_cost
 
 RATES = [
     "execution.draws_per_second=2",
@@ -27,7 +27,7 @@ def test_every_kind_of_work_is_counted_once() -> None:
     config = load_config(
         None, [*RATES, "loop.max_rounds=2", "loop.backoff=0", "loop.arms=[random, paper]"]
     )
-    found = estimate(config, plan_shards(prompts, 1, 30), rewrites=90, tokens_each=100)
+    found = estimate_cost(config, plan_shards(prompts, 1, 30), rewrites=90, tokens_each=100)
     assert found.draws == 4 * 90 + 90
     # Two rounds and two arms on held-out prompts; the others once more, for the second round.
     assert found.judgements == found.draws + 4 * 180 + 180
@@ -39,7 +39,7 @@ def test_every_kind_of_work_is_counted_once() -> None:
 
 def test_backing_off_may_double_the_rounds() -> None:
     once, twice = (
-        estimate(
+        estimate_cost(
             load_config(None, ["loop.max_rounds=3", f"loop.backoff={backoff}", "loop.arms=[]"]),
             plan(),
             0,
