@@ -1,15 +1,21 @@
 """How fast are pictures sampled, decoded and judged here? Prints a table and writes JSON.
 
-    python jobs/benchmark.py --out tests/results/benchmark.json          # about 6 minutes on 2 idle cores
-    python jobs/benchmark.py --models janus-pro-1b janus-pro-7b          # on a GPU: published shapes, random weights
-    ray job submit --working-dir . --entrypoint-num-gpus 1 -- python jobs/benchmark.py --models janus-pro-1b
+About 6 minutes on 2 idle cores; on a GPU, published shapes with random weights:
+
+    python jobs/benchmark.py --out tests/results/benchmark.json
+    python jobs/benchmark.py --models janus-pro-1b janus-pro-7b
+    ray job submit --working-dir . --entrypoint-num-gpus 1 -- \\
+        python jobs/benchmark.py --models janus-pro-1b
 
 sampler: our loop and stock `generate`, by turns, with the same model, prompts and settings; greedy
-tokens compared. stages:  pictures a second of each stage. profile: what sampling spends its time
-on. memory: 100 batches. rounds:  judging again after a selective edit, next to drawing, judging and
-pairing all pictures. The floor of a batch is the time its multiplications take at the rate measured
-here, or its weights and caches at the bandwidth measured here, whichever is larger, summed over the
-steps.
+         tokens compared.
+stages:  pictures per second of each stage.
+profile: what sampling spends its time on.
+memory:  100 batches.
+rounds:  judging again after a selective edit, next to drawing, judging and pairing all pictures.
+
+The floor of a batch is the time its multiplications take at the rate measured here, or its weights
+and caches at the bandwidth measured here, whichever is larger, summed over the steps.
 """
 
 from __future__ import annotations
@@ -18,28 +24,24 @@ import argparse
 import functools
 import json
 import os
-import platform
-import resource
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from janus_shapes import SHAPES, random_janus
-from torch import Tensor, nn
+from benchmarking.janus_shapes import SHAPES, random_janus
+from benchmarking.rounds import medians, rounds
+from benchmarking.timing import by_turns, hardware, peak_bandwidth, peak_memory, peak_rate
+from torch import Tensor
 
 from isic_ray.config.run import ModelConfig, PromptsConfig, load_config
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.decoding.backbone import Backbone, fuse
+from isic_ray.models.decoding.backbone import Backbone
 from isic_ray.models.decoding.blocks import left_pad
 from isic_ray.models.families.janus import JanusModel, token_sampler
 from isic_ray.models.registry import load_model
 from isic_ray.prompts.sets import load_prompts
-from isic_ray.runs.schema import BUILD, HELD_OUT
 
 Figures = dict[str, Any]
 PARTS = ("sampler", "guidance", "stages", "profile", "memory", "rounds")
@@ -181,7 +183,10 @@ class Subject:
 
 def sampler(subject: Subject, batches: list[int], repeats: int) -> Figures:
     greedy = replace(subject.settings, temperature=0.0)
-    rate, bandwidth = peak_rate(subject), peak_bandwidth(subject)
+    weights = list(subject.model.model.language_model.layers.parameters())
+    dtype, count = next(subject.model.parameters()).dtype, sum(w.numel() for w in weights)
+    rate = peak_rate(subject.device, dtype)
+    bandwidth = peak_bandwidth(count, subject.device, dtype)
     result: Figures = {"operations_per_s": rate, "bytes_per_s": bandwidth, "batches": {}}
     for count in batches:
         equal = (
@@ -299,172 +304,6 @@ def memory(subject: Subject) -> Figures:
     }
 
 
-def rounds(limit: int) -> Figures:
-    """Judging again after a selective edit, next to drawing, judging and pairing all pictures, in
-    one thread.
-
-    Held-out pictures are judged to decide a round; the others are judged again where another round
-    follows.
-
-    What it costs depends on which rows of the codebook changed, not on how: for fine-tuning, every
-    row that it may move is moved a little.
-    """
-    from isic_ray.execution.progress import Progress
-    from isic_ray.execution.training import DeltaJob
-    from isic_ray.models.registry import read_spec
-    from isic_ray.workflows.loop import create_run
-    from isic_ray.workflows.steps import Steps
-    from isic_ray.workflows.worker import ShardWorker
-    from isic_ray.workflows.workers import InlineWorkers
-
-    def move_a_little(jobs: Sequence[DeltaJob], rows: Any) -> list[Tensor]:
-        moved = []
-        for job in jobs:
-            near = job.edited + 1e-3 * torch.randn_like(job.edited)
-            assert job.trainable is not None
-            moved.append(torch.where(job.trainable[:, None], near, job.edited))
-        return moved
-
-    demo = load_config("demo")
-    config = replace(
-        demo,
-        prompts=replace(demo.prompts, limit=limit),
-        edit=replace(demo.edit, method="selective"),
-        execution=replace(demo.execution, shard_size=limit),
-    )
-    prompts, spec = load_prompts(config.prompts), read_spec(config.model)
-    with tempfile.TemporaryDirectory() as out:
-        run = create_run(config, out, prompts, spec)
-        workers = TimedWorkers(InlineWorkers(ShardWorker, config, run.store.uri))
-        steps = Steps(config, run, prompts, spec, workers, move_a_little, Progress())
-        torch.set_num_threads(1)
-        base = steps.draw_and_judge()
-        first = workers.seconds
-        edit = steps.edit(config.edit, spec.codebook, steps.pairs)
-        result: Figures = {
-            "pictures": len(steps.samples),
-            "pairs": len(steps.pairs),
-            "drawing_s": round(first, 2),
-        }
-        tables = {
-            "edited": edit.codebook,
-            "edited and fine-tuned": steps.finetune(edit, base, 1),
-        }
-        for name, table in tables.items():
-            digest = steps.publish(table, 1, name)
-            seconds, touched = {}, {}
-            for split in (HELD_OUT, BUILD):
-                steps.judge([digest], steps.of(split), name)
-                seconds[split], touched[split] = workers.seconds, steps.touched[digest]
-            result[name] = {
-                "rows": int((table != spec.codebook).any(1).sum()),
-                "touched": sum(touched.values()),
-                "deciding_touched": touched[HELD_OUT],
-                "deciding_s": round(seconds[HELD_OUT], 2),
-                "deciding_share": round(seconds[HELD_OUT] / first, 3),
-                "going_on_s": round(seconds[BUILD], 2),
-                "going_on_share": round(seconds[BUILD] / first, 3),
-            }
-    return result
-
-
-class TimedWorkers:
-    """Workers, and how many seconds their last call took."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.seconds = inner, 0.0
-
-    def run(self, units: Any, sizes: Any, progress: Any) -> list[dict[str, Any]]:
-        began = time.perf_counter()
-        counts: list[dict[str, Any]] = self.inner.run(units, sizes, progress)
-        self.seconds = time.perf_counter() - began
-        return counts
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-def medians(takes: list[Figures]) -> Figures:
-    """The median of each figure over several takes."""
-    return {
-        key: medians([take[key] for take in takes])
-        if isinstance(value, dict)
-        else statistics.median(take[key] for take in takes)
-        for key, value in takes[0].items()
-    }
-
-
-def by_turns(doings: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each, one after another in every repeat, so that a slow minute strikes
-    all alike.
-    """
-    times: list[list[float]] = [[] for _ in doings]
-    for turn in range(repeats + 1):
-        for doing, own in zip(doings, times, strict=True):
-            synchronise()
-            began = time.perf_counter()
-            doing()
-            synchronise()
-            if turn:  # the first one warms up
-                own.append(time.perf_counter() - began)
-    return [statistics.median(own) for own in times]
-
-
-def peak_rate(subject: Subject) -> float:
-    """Operations a second of the best matrix product here, by the same kernel that the loop
-    uses.
-    """
-    side = 1024 if subject.device.type == "cpu" else 8192
-    dtype = next(subject.model.parameters()).dtype
-    linear = nn.Linear(side, side, bias=False, device=subject.device, dtype=dtype).requires_grad_(
-        False
-    )
-    product, x = fuse(linear), torch.randn(side, side, device=subject.device, dtype=dtype)
-    return 2 * side**3 / min(best_of(lambda: product(x)))
-
-
-def peak_bandwidth(subject: Subject) -> float:
-    """Bytes a second read from a buffer as large as the weights: from a cache where they fit
-    into one.
-    """
-    count = sum(p.numel() for p in subject.model.model.language_model.layers.parameters())
-    buffer = torch.ones(count, device=subject.device, dtype=next(subject.model.parameters()).dtype)
-    return buffer.numel() * buffer.element_size() / min(best_of(buffer.sum))
-
-
-def best_of(doing: Callable[[], Any]) -> list[float]:
-    return [by_turns([doing], 1)[0] for _ in range(10)]
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def peak_memory() -> float:
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
-
-def hardware() -> Figures:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    wide = [
-        flag
-        for flag in ("avx2", "avx512f", "avx512_bf16")
-        if flag in known.get("flags", "").split()
-    ]
-    return {
-        "machine": f"{os.cpu_count()}-core {platform.machine()} ({known.get('model name', 'unknown')})",
-        "gpu": gpu or "none",
-        "instructions": wide,
-        "load_before": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-    }
-
-
 def print_part(name: str, part: str, figures: Figures) -> None:
     if part != "sampler":
         print(f"{name}, {part}: {json.dumps(figures)}")
@@ -472,9 +311,8 @@ def print_part(name: str, part: str, figures: Figures) -> None:
     for threads, own in figures.items():
         if not threads.endswith("threads"):
             continue
-        print(
-            f"{name}, {threads}: batch, stock images/s, ours images/s, times, share of floor, greedy tokens equal"
-        )
+        columns = "batch, stock images/s, ours images/s, times, share of floor, greedy tokens equal"
+        print(f"{name}, {threads}: {columns}")
         for batch, row in own["batches"].items():
             stock, ours, times = (
                 row["stock_images_per_s"],
@@ -482,10 +320,9 @@ def print_part(name: str, part: str, figures: Figures) -> None:
                 row["times_stock"],
             )
             equal = row["greedy_tokens_equal"]
-            print(
-                f"{batch:>6} {stock:>9} {ours:>9} {times:>7} {row['share_of_floor']:>7.0%} {equal:>9.2%}",
-                flush=True,
-            )
+            share = row["share_of_floor"]
+            cells = f"{batch:>6} {stock:>9} {ours:>9} {times:>7} {share:>7.0%} {equal:>9.2%}"
+            print(cells, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Does Ray get in the way? Weak scaling, overhead over a plain loop, and the driver's memory;
 prints and writes JSON.
 
-    python jobs/benchmark_cluster.py --out tests/results/cluster.json      # about 8 minutes on 2 cores
-    ray job submit --working-dir . -- python jobs/benchmark_cluster.py --parts weak-scaling --actors 1 32 256
+    python jobs/benchmark_cluster.py --out tests/results/cluster.json   # 8 minutes on 2 cores
+    ray job submit --working-dir . -- \\
+        python jobs/benchmark_cluster.py --parts weak-scaling --actors 1 32 256
 
 weak-scaling: the real stage with actors that only wait, as a device would make them wait, 200 ms a
 batch. overhead: the embedded model's shards in a plain loop and through one actor, by turns.

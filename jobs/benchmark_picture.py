@@ -1,7 +1,8 @@
 """Draws where the time goes, from the figures of `jobs/benchmark.py`, and prints the tables of
 docs/speed.md.
 
-python jobs/benchmark_picture.py tests/results/benchmark.json tests/results/benchmark.svg runs/demo/summary.json
+    python jobs/benchmark_picture.py tests/results/benchmark.json tests/results/benchmark.svg \\
+        runs/demo/summary.json
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main() -> None:
     kinds = {name: share for name, share in figures["profile"].items() if name != "hardware"}
     bars = bar("a picture", stages, 20) + bar("sampling it", kinds, 110)
     options.out.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 10} 200" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 10} 200" '
+        'font-family="sans-serif" '
         f'font-size="13"><rect width="100%" height="100%" fill="white"/>{bars}</svg>\n'
     )
     print(table(figures), costs(json.loads(options.summary.read_text())), sep="\n\n")
@@ -47,9 +49,8 @@ def table(figures: dict[str, Any]) -> str:
     ]
     for batch, row in figures["sampler"]["1 threads"]["batches"].items():
         stock, ours = row["stock_images_per_s"], row["ours_images_per_s"]
-        lines.append(
-            f"| {batch} | {stock:.0f} | {ours:.0f} | {row['times_stock']:.1f} | {row['share_of_floor']:.0%} |"
-        )
+        times, share = row["times_stock"], row["share_of_floor"]
+        lines.append(f"| {batch} | {stock:.0f} | {ours:.0f} | {times:.1f} | {share:.0%} |")
     return "\n".join(lines)
 
 
@@ -78,13 +79,15 @@ def bar(title: str, shares: dict[str, float], top: int) -> str:
         label = f"{name} {share:.0%}"
         width = share * WIDTH
         parts.append(
-            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{HEIGHT}" fill="{colour}"/>'
+            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{HEIGHT}" '
+            f'fill="{colour}"/>'
+        )
+        below = top + HEIGHT
+        parts.append(
+            f'<rect x="{legend:.0f}" y="{below + 8}" width="11" height="11" fill="{colour}"/>'
         )
         parts.append(
-            f'<rect x="{legend:.0f}" y="{top + HEIGHT + 8}" width="11" height="11" fill="{colour}"/>'
-        )
-        parts.append(
-            f'<text x="{legend + 15:.0f}" y="{top + HEIGHT + 18}" font-size="11">{escape(label)}</text>'
+            f'<text x="{legend + 15:.0f}" y="{below + 18}" font-size="11">{escape(label)}</text>'
         )
         left, legend = left + width, legend + 24 + 6.0 * len(label)
     return "".join(parts)

@@ -1,7 +1,9 @@
 """Measure the shipped embedded model on scenes its training never saw; prints JSON and writes it to
 --out.
 
-python jobs/measure_pictogram.py --count 500 --out tests/results/pictogram.json      # about 2 minutes on 2 cores
+    python jobs/measure_pictogram.py --count 500 --out tests/results/pictogram.json
+
+About 2 minutes on 2 cores.
 """
 
 from __future__ import annotations

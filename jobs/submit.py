@@ -1,7 +1,8 @@
 """Submit a job and wait for it, for CI: the submission id names one piece of work, however often
 this is called.
 
-    RAY_ADDRESS=http://head:8265 python jobs/submit.py --id nightly -- jobs/run.py --config demo --out s3://bucket/nightly
+    RAY_ADDRESS=http://head:8265 python jobs/submit.py --id nightly -- \\
+        jobs/run.py --config demo --out s3://bucket/nightly
 
 A job of that id that runs is followed, one that succeeded is not run again, one that was stopped or
 failed is submitted anew and goes on where it was. The same id with another command is refused.

@@ -2,7 +2,7 @@
 DeepSpeed.
 
     ray job submit --working-dir . -- python jobs/train_pictogram.py --out /shared/pictogram --gpu
-    python jobs/train_pictogram.py --out runs/pictogram          # on this machine; hours on 2 CPU cores
+    python jobs/train_pictogram.py --out runs/pictogram      # on this machine; hours on 2 cores
 
 Run it again to go on where it stopped. `--install` copies the result into the package.
 """
