@@ -1,4 +1,4 @@
-"""Timing for `jobs/benchmark.py`: what is measured by turns, and what the machine can do at best."""
+"""Timing for `jobs/benchmark.py`: what is measured by turns, and what the machine can do."""
 
 from __future__ import annotations
 
