@@ -16,7 +16,7 @@ from isic_ray.execution.pool import ShardActor, Unit
 from isic_ray.metrics.fidelity import gmsd, ssim
 from isic_ray.metrics.verdicts import AUDIT_THRESHOLD, SELF, harm_score
 from isic_ray.models.decoding.negative import sample_away
-from isic_ray.runs.quarantine import Attempt, isolate
+from isic_ray.runs.quarantine import Attempt, quarantine_failures
 from isic_ray.runs.schema import HELD_OUT, UNSAFE, Attack, Fidelity, Pair, Prompt, Sample, Verdict
 from isic_ray.runs.shards import (
     PAIRS,
@@ -75,10 +75,10 @@ class EvidenceWorker(ShardWorker):
         shard, stage = self._shard(key, name), in_set(TOKENS, key)
         if name not in self.run.committed(stage):
             attempt = Attempt.begin(self.run, stage, name)
-            rows, poison = isolate(
+            rows, failures = quarantine_failures(
                 attempt, shard.cells, _cell_id, lambda cells: self._draw_cells(shard, cells, unit)
             )
-            attempt.commit(rows, Sample, poison)
+            attempt.commit(rows, Sample, failures)
         return self._judge_challenge({**unit, "codebook": self.base_digest})
 
     def _draw_cells(self, shard: Shard, cells: Any, unit: Unit) -> list[Sample]:

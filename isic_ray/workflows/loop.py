@@ -23,7 +23,7 @@ from isic_ray.metrics.verdicts import SELF, Verdicts, divergence
 from isic_ray.models.base import ModelSpec
 from isic_ray.models.registry import digest_judge, read_spec
 from isic_ray.prompts.sets import load_prompts, prompts_digest
-from isic_ray.runs.quarantine import losses
+from isic_ray.runs.quarantine import quarantine_summary
 from isic_ray.runs.run import Run, fingerprint
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt
 from isic_ray.runs.shards import PAIRS, PROMPTS, TOKENS, codebook_blob, redrawn_stage, verdict_stage
@@ -366,7 +366,9 @@ class IsicLoop(Stages):
         stages = [TOKENS, PAIRS]
         for digest in sorted(set(judged)):
             stages += [verdict_stage(digest), redrawn_stage(digest)]
-        return losses(self.run_dir, stages, sum(len(shard.cells) for shard in self.shards))
+        return quarantine_summary(
+            self.run_dir, stages, sum(len(shard.cells) for shard in self.shards)
+        )
 
     def finish(self, rounds: list[Record], best: KeptRound, arms: Record) -> Record:
         """Write summary.json; returns it."""

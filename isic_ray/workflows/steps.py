@@ -15,7 +15,7 @@ from isic_ray.execution.training import DeltaJob, train_deltas, training_groups
 from isic_ray.metrics import statistics
 from isic_ray.metrics.verdicts import SELF, Verdicts
 from isic_ray.models.base import ModelSpec
-from isic_ray.runs.quarantine import set_aside
+from isic_ray.runs.quarantine import quarantined_samples
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample, Verdict
 from isic_ray.runs.shards import (
@@ -127,7 +127,9 @@ class Stages:
         """
         rows = self.run_dir.read(verdict_stage(digest), Verdict)
         verdicts = {(row.judge, row.sample_id): row for row in rows}
-        aside = set_aside(self.run_dir, (verdict_stage(self.base_digest), verdict_stage(digest)))
+        aside = quarantined_samples(
+            self.run_dir, (verdict_stage(self.base_digest), verdict_stage(digest))
+        )
         samples = [
             s for s in self.samples if (not split or s.split == split) and s.sample_id not in aside
         ]

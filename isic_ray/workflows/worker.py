@@ -19,7 +19,7 @@ from isic_ray.metrics import fidelity
 from isic_ray.metrics.verdicts import SELF, is_unsafe
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.registry import load_generator_and_judge
-from isic_ray.runs.quarantine import Attempt, isolate
+from isic_ray.runs.quarantine import Attempt, quarantine_failures
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import (
     BENIGN,
@@ -96,10 +96,10 @@ class ShardWorker:
         fresh = name not in self.run.committed(TOKENS)
         if fresh:
             attempt = Attempt.begin(self.run, TOKENS, name)
-            rows, poison = isolate(
+            rows, failures = quarantine_failures(
                 attempt, shard.cells, _cell_id, lambda cells: self._sample(shard, cells)
             )
-            attempt.commit(rows, Sample, poison)
+            attempt.commit(rows, Sample, failures)
         counts = self.judge_shard(name, self.base_digest)
         if shard.role == UNSAFE and shard.split == BUILD and name not in self.run.committed(PAIRS):
             counts |= self._pair(name)
@@ -126,10 +126,10 @@ class ShardWorker:
         if name not in self.run.committed(stage):
             self._table(digest)  # read before the work: an unreadable store is not the rows' fault
             attempt = Attempt.begin(self.run, stage, name)
-            rows, poison = isolate(
+            rows, failures = quarantine_failures(
                 attempt, samples, _sample_id, lambda part: self._redraw(part, digest)
             )
-            attempt.commit(rows, Sample, poison)
+            attempt.commit(rows, Sample, failures)
         return self.run.read_shard(stage, name, Sample)
 
     def _judge_samples(
@@ -151,7 +151,7 @@ class ShardWorker:
             touched = [sample for sample in samples if sample.sample_id not in judged]
             self._table(digest)  # read before the work: an unreadable store is not the rows' fault
             attempt = Attempt.begin(self.run, stage, name)
-            verdicts, poison = isolate(
+            verdicts, failures = quarantine_failures(
                 attempt, touched, _sample_id, lambda part: self._judge(part, digest)
             )
             order = {sample.sample_id: index for index, sample in enumerate(samples)}
@@ -159,7 +159,7 @@ class ShardWorker:
                 kept + verdicts, key=lambda row: order[row.sample_id]
             )  # equal bytes however they came about
             attempt.commit(
-                rows, Verdict, poison, {"touched": len(touched), "samples": len(samples)}
+                rows, Verdict, failures, {"touched": len(touched), "samples": len(samples)}
             )
         counts = self.run.committed(stage)[name].counts or {}
         return dict(counts)
@@ -323,14 +323,14 @@ class ShardWorker:
         }
         harmful = [s for s in self.run.read_shard(TOKENS, name, Sample) if s.sample_id in flagged]
         attempt = Attempt.begin(self.run, PAIRS, name)
-        results, poison = isolate(attempt, harmful, _sample_id, self._rewrite)
+        results, failures = quarantine_failures(attempt, harmful, _sample_id, self._rewrite)
         pairs = [result.pair for result in results if result.pair]
         tally = {
             "flagged": len(harmful),
             "rewritten": sum(result.drawn for result in results),
             "paired": len(pairs),
         }
-        attempt.commit(pairs, Pair, poison, tally)
+        attempt.commit(pairs, Pair, failures, tally)
         return tally
 
     def _rewrite(self, harmful: Sequence[Sample]) -> list[_Rewrite]:
