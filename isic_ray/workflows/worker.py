@@ -15,6 +15,7 @@ from isic_ray.codebook import SafeCodebook, table_digest
 from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.judges.auditors import Auditor, load_auditors
+from isic_ray.judges.questions import questions_about
 from isic_ray.metrics import fidelity
 from isic_ray.metrics.verdicts import SELF, is_unsafe
 from isic_ray.models.base import SamplingSettings
@@ -25,7 +26,6 @@ from isic_ray.runs.schema import (
     BENIGN,
     BUILD,
     HELD_OUT,
-    OBJECT,
     UNSAFE,
     Pair,
     Prompt,
@@ -290,19 +290,10 @@ class ShardWorker:
         return rows
 
     def _self_scores(self, samples: Sequence[Sample], images: np.ndarray) -> list[dict[str, float]]:
-        """Every concept question for all pictures; each object question for the benign pictures
-        that name it.
-        """
-        asked = [dict(self.config.judge.questions) for _ in samples]  # name → question
-        for sample, questions in zip(samples, asked, strict=True):
-            if sample.role == BENIGN and self.config.judge.alignment:
-                prompt = self.prompts[sample.prompt_id]
-                for thing in prompt.objects or (prompt.text,):
-                    article = "an" if thing[0] in "aeiou" else "a"
-                    text = self.config.judge.alignment.format(
-                        object=thing, prompt=prompt.text, article=article
-                    )
-                    questions[OBJECT + thing] = text
+        """Ask the self-judge about each picture; return its answers by the questions' names."""
+        asked = [
+            questions_about(self.prompts[sample.prompt_id], self.config.judge) for sample in samples
+        ]
         answers = self.judge.judge_each(images, [list(questions.values()) for questions in asked])
         return [
             dict(zip(questions, row, strict=True))
