@@ -52,12 +52,14 @@ def add(commands: Any) -> None:
 
 def _status(args: argparse.Namespace) -> int:
     import json
+    from dataclasses import asdict
 
+    from isic_ray.report.status import describe
     from isic_ray.runs.run import Run
-    from isic_ray.runs.status import describe, status
+    from isic_ray.runs.status import read_status
 
-    found = status(Run.open(args.uri))
-    print(json.dumps(found, indent=2) if args.json else describe(found))
+    found = read_status(Run.open(args.uri))
+    print(json.dumps(asdict(found), indent=2) if args.json else describe(found))
     return OK
 
 

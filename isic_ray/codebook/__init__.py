@@ -1,7 +1,7 @@
-"""The method: harmful space, codebook edits, Δ in the harmless space, and the file that carries the
-result.
+"""The method: harmful space, codebook edits, Δ in the harmless space, and the file that holds them.
 
-torch and safetensors only: no Ray, no transformers, and no I/O but `SafeCodebook.save` and `load`.
+torch and safetensors only: no Ray, no transformers, and no file access outside `SafeCodebook.save`
+and `SafeCodebook.load`.
 """
 
 from __future__ import annotations

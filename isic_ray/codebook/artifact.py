@@ -1,15 +1,15 @@
-"""SafeCodebook: the one file that makes a stock model safer, and takes the change back bit for bit.
+"""Store an edit in one file, `SafeCodebook`, that applies to a stock model and reverts bit for bit.
 
 The file is safetensors: the indices of the changed rows, their values before and after (float32),
 and one JSON record.
 
 Digests and precisions. A table is named by the SHA-256 of its float32 upcast (`table_digest`), so a
 checkpoint has one name whether its bfloat16 table is loaded as bfloat16 or as float32. An edit is
-built on the float32 master, though, and a user may load the same checkpoint in half precision.
-Since rounding is a function of the table alone, the file also carries the digests of both tables
-*as rounded to bfloat16 and float16*. Applying finds which rounding of the base the model holds,
-writes the new rows under the same rounding, and checks the result against the digest of the edited
-table under that rounding, so every outcome is exact. A table rounded in any other way is refused as
+built on the float32 table, though, and a user may load the same checkpoint in half precision. Since
+rounding is a function of the table alone, the file also carries the digests of both tables *as
+rounded to bfloat16 and float16*. Applying finds which rounding of the base the model holds, writes
+the new rows under the same rounding, and checks the result against the digest of the edited table
+under that rounding, so every outcome is exact. A table rounded in any other way is refused as
 another base.
 """
 
@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from isic_ray.errors import UserError
 
 SCHEMA_VERSION = 1
-MAX_HEADER_BYTES = (
-    1 << 20
-)  # a real header has a few kB; a larger one is not ours or is an attack on the JSON parser
+# A header that `SafeCodebook` wrote has a few kB. A larger one is another file, or an attack on the
+# JSON parser.
+MAX_HEADER_BYTES = 1 << 20
 _RECORD = "isic_ray"  # the key of our JSON in safetensors' metadata
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Where known checkpoints keep their VQ table, seen from the top object or from the model inside it.
+# Where Hugging Face models keep their VQ table, from the top object or from the model inside it.
 _TABLE_PATHS = (
     "model.vqmodel.quantize.embedding",
     "vqmodel.quantize.embedding",
@@ -47,24 +47,26 @@ M = TypeVar("M")
 
 @runtime_checkable
 class CodebookHolder(Protocol):
-    """An adapter whose table is the attribute ``codebook`` ``[K,d]``. It is replaced by a new
-    tensor, never written.
+    """A model that keeps its table ``[K,d]`` in the attribute ``codebook``.
+
+    The attribute is replaced by a new tensor; the old tensor is never written to.
     """
 
     codebook: Tensor
 
 
 def table_digest(codebook: Tensor) -> str:
-    """SHA-256 hex of a table ``[K,d]``: dtype name, shape and little-endian bytes of its float32
-    upcast.
+    """Return the SHA-256, in hex, of a table ``[K,d]``.
 
-    Raises UserError for dtypes other than float32, bfloat16 and float16, and for tables without
-    data (meta device).
+    Hashed are the dtype's name, the shape and the little-endian bytes of the float32 upcast. Raises
+    UserError for dtypes other than float32, bfloat16 and float16, and for tables without data (meta
+    device).
     """
     if codebook.dtype not in _PRECISIONS.values() or codebook.dim() != 2 or codebook.is_meta:
         raise UserError(
-            f"The codebook is a {codebook.dtype} tensor of shape {list(codebook.shape)} on {codebook.device}, but must "
-            "be a loaded [rows, width] table in float32, bfloat16 or float16."
+            f"The codebook is a {codebook.dtype} tensor of shape {list(codebook.shape)} on "
+            f"{codebook.device}, but must be a loaded [rows, width] table in float32, bfloat16 or "
+            "float16."
         )
     table = codebook.detach().to("cpu", torch.float32).contiguous()
     digest = hashlib.sha256(f"float32 {list(table.shape)} ".encode())
@@ -74,9 +76,7 @@ def table_digest(codebook: Tensor) -> str:
 
 @dataclass(frozen=True)
 class ArtifactMeta:
-    """Where an edit comes from. ``notes`` holds JSON types only (settings, rates, digests of the
-    run).
-    """
+    """Where an edit comes from; ``notes`` are JSON types (settings, rates, digests of the run)."""
 
     method: str
     family: str
@@ -93,66 +93,74 @@ class SafeCodebook:
     base_rows: Tensor  # [M,d] float32, before
     edited_rows: Tensor  # [M,d] float32, after
     base_digests: dict[str, str]  # precision -> digest of the base table as rounded to it
-    edited_digests: dict[str, str]  # ... of the edited table
+    edited_digests: dict[str, str]  # precision -> digest of the edited table as rounded to it
     meta: ArtifactMeta
 
     @property
     def base_digest(self) -> str:
-        """`table_digest` of the float32 base table."""
+        """Return the `table_digest` of the float32 base table."""
         return self.base_digests["float32"]
 
     @property
     def edited_digest(self) -> str:
-        """`table_digest` of the float32 edited table."""
+        """Return the `table_digest` of the float32 edited table."""
         return self.edited_digests["float32"]
 
     @classmethod
     def from_tables(cls, base: Tensor, edited: Tensor, meta: ArtifactMeta) -> SafeCodebook:
-        """The difference between two tables ``[K,d]``. UserError for unlike shapes, non-finite
-        rows, non-JSON notes.
+        """Make the edit that leads from one table ``[K,d]`` to another.
+
+        Raises UserError for unlike shapes, edited rows that are not finite, and notes that JSON
+        cannot hold.
         """
         if base.shape != edited.shape:
             raise UserError(
-                f"The base table has shape {list(base.shape)}, but the edited one {list(edited.shape)}."
+                f"The base table has shape {list(base.shape)}, but the edited one "
+                f"{list(edited.shape)}."
             )
         base_digests, edited_digests = _digests(base), _digests(edited)
         base, edited = (
             table.detach().to("cpu", torch.float32).contiguous() for table in (base, edited)
         )
         # Bits are compared, not values: -0.0 and 0.0 are equal but not the same file.
-        changed = (
-            (base.view(torch.int32) != edited.view(torch.int32)).any(dim=1).nonzero().flatten()
-        )
+        differs = base.view(torch.int32) != edited.view(torch.int32)
+        changed = differs.any(dim=1).nonzero().flatten()
         if not edited[changed].isfinite().all():
             raise UserError(
-                "The edited codebook holds values that are not finite, so the fine-tune has diverged."
+                "The edited codebook holds values that are not finite, so the fine-tune has "
+                "diverged."
             )
         try:
             notes = json.loads(json.dumps(meta.notes, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise UserError(f"The notes of a safe codebook must be JSON: {error}.") from error
-        meta = ArtifactMeta(meta.method, meta.family, meta.round, notes)
-        shape = (base.shape[0], base.shape[1])
         return cls(
-            shape, changed, base[changed], edited[changed], base_digests, edited_digests, meta
+            shape=(base.shape[0], base.shape[1]),
+            rows=changed,
+            base_rows=base[changed],
+            edited_rows=edited[changed],
+            base_digests=base_digests,
+            edited_digests=edited_digests,
+            meta=ArtifactMeta(meta.method, meta.family, meta.round, notes),
         )
 
     def apply_to(self, base: Tensor) -> Tensor:
-        """The edited table ``[K,d]`` as a new tensor with the dtype and device of ``base``
-        (returned as is if edited).
+        """Return the edited table ``[K,d]`` as a new tensor with the dtype and device of ``base``.
 
-        Raises UserError when ``base`` is another table.
+        A table that is already the edited one is returned as it is. Raises UserError when ``base``
+        is another table.
         """
         return self._swapped(base, self.base_digests, self.edited_digests, self.edited_rows)
 
     def revert_to(self, edited: Tensor) -> Tensor:
-        """The inverse of `apply_to`, bit for bit. Raises UserError when ``edited`` is another
-        table.
+        """Return the base table ``[K,d]``, bit for bit: the inverse of `apply_to`.
+
+        Raises UserError when ``edited`` is another table.
         """
         return self._swapped(edited, self.edited_digests, self.base_digests, self.base_rows)
 
     def apply(self, model: M) -> M:
-        """Put the edit into a model, in place, and return it; a second time does nothing.
+        """Put the edit into a model, in place, and return the model; a second time does nothing.
 
         ``model`` is a Hugging Face model with its VQ table (Janus, Emu3, Chameleon), or a
         `CodebookHolder`. A model that also *reads* pictures through this table (Emu3, Chameleon)
@@ -163,8 +171,9 @@ class SafeCodebook:
         return model
 
     def revert(self, model: M) -> M:
-        """Take the edit back, in any process, bit for bit; nothing to do on a base table. Errors
-        as for `apply`.
+        """Take the edit back, in any process, bit for bit; a base table stays as it is.
+
+        Raises UserError as `apply` does.
         """
         _set_table(model, self.revert_to(find_table(model)))
         return model
@@ -173,11 +182,11 @@ class SafeCodebook:
         """Return when the model holds exactly the edited table; raise UserError otherwise."""
         digest = table_digest(find_table(model))
         if digest not in self.edited_digests.values():
-            holds = (
-                "the base table" if digest in self.base_digests.values() else f"table {digest[:12]}"
-            )
+            is_base = digest in self.base_digests.values()
+            holds = "the base table" if is_base else f"table {digest[:12]}"
             raise UserError(
-                f"The model holds {holds}, not the edited table {self.edited_digest[:12]} of this file."
+                f"The model holds {holds}, not the edited table {self.edited_digest[:12]} of this "
+                "file."
             )
 
     def _swapped(
@@ -190,20 +199,23 @@ class SafeCodebook:
             if digest in want.values():
                 return table
             raise UserError(
-                f"This safe codebook changes table {self.base_digest[:12]} of a {self.meta.family} model, but the "
-                f"model holds table {digest[:12]}: load the checkpoint that the edit was made for."
+                f"This safe codebook changes table {self.base_digest[:12]} of a {self.meta.family} "
+                f"model, but the model holds table {digest[:12]}: load the checkpoint that the "
+                "edit was made for."
             )
         swapped = table.detach().clone()
         swapped[self.rows.to(table.device)] = rows.to(_PRECISIONS[precision]).to(table)
         if table_digest(swapped) != want[precision]:  # only a damaged or forged file gets here
             raise UserError(
-                f"The rows in this safe codebook do not lead to table {want[precision][:12]} as it claims."
+                "The rows in this safe codebook do not lead to table "
+                f"{want[precision][:12]} as it claims."
             )
         return swapped
 
     def to_bytes(self) -> bytes:
-        """The file's content; the same edit always gives the same bytes. UserError when the
-        notes are too long.
+        """Return the file's content; the same edit always gives the same bytes.
+
+        Raises UserError when the notes are too long.
         """
         record = {
             "schema": SCHEMA_VERSION,
@@ -222,8 +234,9 @@ class SafeCodebook:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SafeCodebook:
-        """Read a file's content. Nothing in it is executed; UserError for anything but a sound
-        safe codebook.
+        """Read a file's content; nothing in it is executed.
+
+        Raises UserError for anything but a sound safe codebook.
         """
         size = _header_size(data)
         try:
@@ -259,17 +272,19 @@ class SafeCodebook:
             raise ValueError("its tensors have other shapes")
         if len(rows) and not (rows[0] >= 0 and rows[-1] < size and (rows[1:] > rows[:-1]).all()):
             raise ValueError("its row numbers are not ascending within the table")
-        digests = [
-            {name: str(record[side][name]) for name in _PRECISIONS} for side in ("base", "edited")
-        ]
-        meta = ArtifactMeta(
-            str(record["method"]),
-            str(record["family"]),
-            int(record["round"]),
-            dict(record["notes"]),
-        )
         return cls(
-            (int(size), int(width)), rows, base_rows, edited_rows, digests[0], digests[1], meta
+            shape=(int(size), int(width)),
+            rows=rows,
+            base_rows=base_rows,
+            edited_rows=edited_rows,
+            base_digests={name: str(record["base"][name]) for name in _PRECISIONS},
+            edited_digests={name: str(record["edited"][name]) for name in _PRECISIONS},
+            meta=ArtifactMeta(
+                str(record["method"]),
+                str(record["family"]),
+                int(record["round"]),
+                dict(record["notes"]),
+            ),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -281,8 +296,9 @@ class SafeCodebook:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SafeCodebook:
-        """Read a local file or an fsspec URI (``s3://…``). UserError when it is missing or not a
-        safe codebook.
+        """Read a local file or an fsspec URI (``s3://…``).
+
+        Raises UserError when the file is missing or not a safe codebook.
         """
         try:
             if "://" in str(path):
@@ -293,9 +309,8 @@ class SafeCodebook:
                 stream = open(path, "rb")  # noqa: SIM115 - closed below, as fsspec's stream is
             with stream:
                 start = stream.read(8)
-                _header_size(
-                    start
-                )  # before reading on: a mistaken checkpoint may have many gigabytes
+                # Checked before the rest is read: a mistaken checkpoint may have many gigabytes.
+                _header_size(start)
                 return cls.from_bytes(start + stream.read())
         except (FileNotFoundError, IsADirectoryError) as error:
             raise UserError(f"There is no safe codebook file at {path}.") from error
@@ -304,8 +319,9 @@ class SafeCodebook:
 
 
 def find_table(model: object) -> Tensor:
-    """The VQ table ``[K,d]`` of a Hugging Face model or `CodebookHolder`. UserError when there
-    is none.
+    """Return the VQ table ``[K,d]`` of a Hugging Face model or a `CodebookHolder`.
+
+    Raises UserError when there is none.
     """
     weight = _table_weight(model)
     if weight is not None:
@@ -313,14 +329,14 @@ def find_table(model: object) -> Tensor:
     if isinstance(model, CodebookHolder) and isinstance(model.codebook, Tensor):
         return model.codebook
     raise UserError(
-        f"{type(model).__name__} has no VQ codebook to edit: there is no {' nor '.join(_TABLE_PATHS)} nor codebook."
+        f"{type(model).__name__} has no VQ codebook to edit: there is no "
+        f"{' nor '.join(_TABLE_PATHS)} nor codebook."
     )
 
 
 def _table_weight(model: object) -> Tensor | None:
-    if not isinstance(
-        model, nn.Module
-    ):  # an adapter may hold a model, yet its own table is what counts
+    # An adapter that is no module may hold such a model, yet its own `codebook` is what counts.
+    if not isinstance(model, nn.Module):
         return None
     for path in _TABLE_PATHS:
         found: object = model
@@ -335,9 +351,7 @@ def _set_table(model: object, table: Tensor) -> None:
     weight = _table_weight(model)
     if weight is not None:
         with torch.no_grad():
-            weight.copy_(
-                table
-            )  # in place, so that captured graphs and optimisers keep their address
+            weight.copy_(table)  # in place: captured graphs and optimisers keep their address
     elif isinstance(model, CodebookHolder):
         model.codebook = table
 
@@ -348,12 +362,14 @@ def _digests(table: Tensor) -> dict[str, str]:
 
 
 def _header_size(data: bytes) -> int:
-    """Length of a safetensors header, from the first 8 bytes. UserError unless 2 <= length <=
-    the cap.
+    """Return the length of a safetensors header, which the first 8 bytes tell.
+
+    Raises UserError unless it lies between 2 and `MAX_HEADER_BYTES`.
     """
     size = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
     if not 2 <= size <= MAX_HEADER_BYTES:
         raise UserError(
-            f"The content is not a safe codebook: a safetensors header of 2 to {MAX_HEADER_BYTES} bytes was expected."
+            "The content is not a safe codebook: a safetensors header of 2 to "
+            f"{MAX_HEADER_BYTES} bytes was expected."
         )
     return size

@@ -1,9 +1,10 @@
-"""Codebook edits E → E′: one pure function per equation, and `build_edit`, which picks among them
-by name.
+"""Edit a codebook, E → E′: one pure function per equation, and `build_edit`, which picks by name.
 
-Letters: K rows, d their width, k dimensions of the harmful space V ``[d,k]``, P pairs, N tokens a
-picture. Arithmetic is float64, results have the codebook's dtype, and a row that an edit does not
-touch keeps its exact bits.
+Arithmetic is float64, results have the codebook's dtype, and a row that an edit does not touch
+keeps its exact bits.
+
+Shapes: K rows of the codebook, d their width, k dimensions of the harmful space V ``[d,k]``, P
+pairs, B benign pictures, N tokens per picture.
 """
 
 from __future__ import annotations
@@ -21,31 +22,29 @@ from isic_ray.config.run import EditConfig
 from isic_ray.errors import UserError
 
 METHODS = ("paper", "selective", "transport", "random", "none")
-_VANISHED = (
-    1e-6  # an edited row shorter than this share of its base row has lost its direction to rounding
-)
+# An edited row shorter than this share of its base row has lost its direction to rounding.
+_VANISHED = 1e-6
 _FALLBACK_CHUNK = 1 << 22  # similarities held at once while searching nearest rows: 32 MB
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edited table, the harmful space that the fine-tune must avoid, and the rows whose bits
-    changed.
-    """
+    """An edited table, the harmful space that the fine-tune must avoid, and the changed rows."""
 
-    codebook: Tensor  # [K,d], dtype of the base
+    codebook: Tensor  # E′ [K,d], dtype of the base
     basis: Tensor | None  # V [d,k] float32; None when nothing was edited
-    changed: Tensor  # [K] bool
+    changed: Tensor  # [K] bool, the rows whose bits changed
 
 
 def project(codebook: Tensor, basis: Tensor, strength: float) -> Tensor:
-    """E′ = E (I - α V Vᵀ) ``[K,d]`` (paper preset)."""
+    """Return E′ = E (I - α V Vᵀ) ``[K,d]`` (method `paper`)."""
     return project_rows(codebook, basis, strength, torch.ones(len(codebook)))
 
 
 def project_rows(codebook: Tensor, basis: Tensor, strength: float, gate: Tensor) -> Tensor:
-    """E′[j] = E[j] (I - α g_j V Vᵀ) ``[K,d]`` with the gate g ``[K]``: bool, or a number from 0
-    to 1.
+    """Return E′[j] = E[j] (I - α g_j V Vᵀ) ``[K,d]``.
+
+    The gate g ``[K]`` is bool, or a number from 0 to 1.
     """
     table, space = codebook.double(), basis.to(codebook.device).double()
     weight = strength * gate.to(codebook.device).double()
@@ -54,11 +53,11 @@ def project_rows(codebook: Tensor, basis: Tensor, strength: float, gate: Tensor)
 
 
 def renormalise(edited: Tensor, codebook: Tensor) -> Tensor:
-    """Edited rows ``[K,d]`` scaled to the norm of their row of ``codebook`` ``[K,d]``, for families
-    that ignore norms.
+    """Return edited rows ``[K,d]`` scaled to the norm of their row of ``codebook`` ``[K,d]``.
 
-    A row that vanished (it lay wholly in the removed space) has no direction left: it goes back to
-    its base row rather than to amplified rounding noise. Unchanged rows keep their bits.
+    This is for families that ignore norms. A row that vanished (it lay wholly in the removed space)
+    has no direction left: it goes back to its base row rather than to amplified rounding noise.
+    Unchanged rows keep their bits.
     """
     new, old = edited.double(), codebook.double()
     length, target = new.norm(dim=1, keepdim=True), old.norm(dim=1, keepdim=True)
@@ -68,11 +67,10 @@ def renormalise(edited: Tensor, codebook: Tensor) -> Tensor:
 
 
 def transport(codebook: Tensor, target_of: Tensor, strength: float, normalised: bool) -> Tensor:
-    """E′[j] = (1 - α) E[j] + α E[t_j] ``[K,d]``; ``target_of`` t is int64 ``[K]``, with t_j = j for
-    untouched rows.
+    """Return E′[j] = (1 - α) E[j] + α E[t_j] ``[K,d]``.
 
-    Normalised families mix unit rows and keep the norm of E[j], so that α means the same whatever
-    the norms.
+    ``target_of`` t is int64 ``[K]``, with t_j = j for untouched rows. Normalised families mix unit
+    rows and keep the norm of E[j], so that α means the same whatever the norms.
     """
     if strength == 0:
         return codebook.clone()
@@ -84,10 +82,10 @@ def transport(codebook: Tensor, target_of: Tensor, strength: float, normalised: 
 
 
 def interpolate(start: Tensor, end: Tensor, share: float, normalised: bool) -> Tensor:
-    """(1 - β) E_start + β E_end ``[K,d]`` with β = ``share``: a round's step, damped. Equal rows
-    keep their bits.
+    """Return (1 - β) E_start + β E_end ``[K,d]`` with β = ``share``: a round's step, damped.
 
-    Normalised families mix unit rows and keep the norms of ``start``, as `transport` does.
+    Equal rows keep their bits. Normalised families mix unit rows and keep the norms of ``start``,
+    as `transport` does.
     """
     if share == 1:
         return end.clone()
@@ -100,11 +98,10 @@ def interpolate(start: Tensor, end: Tensor, share: float, normalised: bool) -> T
 def select_rows(
     log_odds: Tensor, counts: Tensor, min_log_odds: float, min_count: float, max_rows: int = 0
 ) -> Tensor:
-    """bool ``[K]``: rows with log-odds >= min_log_odds and harmful uses (``counts`` ``[K]``) >=
-    min_count.
+    """Return bool ``[K]``: rows with log-odds >= min_log_odds and harmful uses >= min_count.
 
-    Of more than ``max_rows`` (> 0) the ones that carry most evidence stay, count · log-odds; ties
-    to the lower index.
+    ``log_odds`` and ``counts`` (harmful uses) are ``[K]``. Of more than ``max_rows`` (> 0) the ones
+    that carry most evidence, count · log-odds, stay; ties to the lower index.
     """
     mask = (log_odds >= min_log_odds) & (counts >= min_count)
     if max_rows > 0 and int(mask.sum()) > max_rows:
@@ -117,12 +114,12 @@ def select_rows(
 def transport_targets(
     alignment: Alignment, selected: Tensor, safe_counts: Tensor, seen: Tensor
 ) -> Tensor:
-    """int64 ``[K]``: where each row goes; rows outside ``selected`` (bool ``[K]``) stay, t_j = j.
+    """Return int64 ``[K]``: where each row goes; rows outside ``selected`` stay, t_j = j.
 
-    A selected row goes to the unselected safe token that it meets most often at the same position.
-    Without such a meeting it goes to the row nearest by cosine (``seen`` is ê ``[K,d]``) among the
-    unselected rows that safe pictures use (``safe_counts`` ``[K]`` > 0), else among all unselected
-    ones. Ties go to the lowest index.
+    A row of ``selected`` (bool ``[K]``) goes to the unselected safe token that it meets most often
+    at the same position. Without such a meeting it goes to the row nearest by cosine (``seen`` is
+    ê ``[K,d]``) among the unselected rows that safe pictures use (``safe_counts`` ``[K]`` > 0),
+    else among all unselected ones. Ties go to the lowest index.
     """
     size = len(selected)
     target_of = torch.arange(size)
@@ -148,8 +145,9 @@ def transport_targets(
 
 
 def _nearest(queries: Tensor, candidates: Tensor) -> Tensor:
-    """int64 ``[Q]``: for each query ``[Q,d]`` the candidate ``[C,d]`` of largest cosine, ties to
-    the lowest index.
+    """Return int64 ``[Q]``: for each query ``[Q,d]`` the candidate ``[C,d]`` of largest cosine.
+
+    Ties go to the lowest index.
     """
     queries, candidates = rows(queries.double(), True), rows(candidates.double(), True)
     index = torch.arange(len(candidates))
@@ -157,9 +155,8 @@ def _nearest(queries: Tensor, candidates: Tensor) -> Tensor:
     for chunk in torch.split(queries, max(1, _FALLBACK_CHUNK // len(candidates))):
         cosine = chunk @ candidates.T
         best = cosine == cosine.amax(dim=1, keepdim=True)
-        found.append(
-            torch.where(best, index, len(candidates)).amin(dim=1)
-        )  # argmax promises no order among ties
+        # Not argmax, which promises no order among ties.
+        found.append(torch.where(best, index, len(candidates)).amin(dim=1))
     return torch.cat(found)
 
 
@@ -173,26 +170,22 @@ def build_edit(
     seed: int = 0,
     concepts_of_pair: Sequence[Sequence[str]] | None = None,
 ) -> Edit:
-    """The edit that ``config`` names, of a table ``[K,d]`` on CPU, from pairs ``[P,N]`` and benign
-    tokens ``[B,N]``.
+    """Return the edit that ``config`` names, of a table ``[K,d]`` on CPU.
 
-    ``concepts_of_pair`` (P entries) is used with ``config.merge`` off: one space per concept, then
-    joined; a pair with several concepts counts for each. ``seed`` steers the random arm, which gets
-    as many dimensions as `paper` would. When no row passes the thresholds of selective or
-    transport, the table comes back unchanged with ``basis`` None: callers check ``changed``. Raises
-    UserError for an unknown method, a bad setting, or no pairs.
+    It is built from pairs ``[P,N]`` and benign tokens ``[B,N]``. ``concepts_of_pair`` (P entries)
+    is used with ``config.merge`` off: one space per concept, then joined; a pair with several
+    concepts counts for each. ``seed`` steers the random arm, which gets as many dimensions as
+    `paper` would. When no row passes the thresholds of selective or transport, the table comes back
+    unchanged with ``basis`` None: callers check ``changed``. Raises UserError for an unknown
+    method, a bad setting, or no pairs.
     """
-    if config.method not in METHODS:
-        raise UserError(
-            f"edit.method is {config.method!r}, but must be one of {', '.join(METHODS)}."
-        )
-    if not (config.strength >= 0 and math.isfinite(config.strength)):
-        raise UserError(f"edit.strength is {config.strength}, but must be 0 or more.")
+    _check_settings(config)
     if config.method == "none":
         return _result(base_codebook, base_codebook, None)
     if len(pairs_harmful) == 0:
         raise UserError(
-            "There are no pairs of a harmful and a safe picture, so there is nothing to build an edit from."
+            "There are no pairs of a harmful and a safe picture, so there is nothing to build an "
+            "edit from."
         )
     seen = rows(base_codebook, normalised)
     space = _SpaceBuilder(pairs_harmful, pairs_safe, seen, config, concepts_of_pair)
@@ -204,29 +197,34 @@ def build_edit(
         gate = torch.ones(len(seen))
     else:
         usage = UsageCounts.empty(len(seen)).add(pairs_harmful, pairs_safe, benign_tokens)
-        selected = select_rows(
+        gate = select_rows(
             usage.log_odds(config.smoothing),
             usage.harmful,
             config.min_log_odds,
             config.min_count,
             config.max_rows,
         )
-        if not selected.any():
+        if not gate.any():
             return _result(base_codebook, base_codebook, None)
-        basis = space.build(only=selected)
+        basis = space.build(only=gate)
         if config.method == "transport":
-            alignment = Alignment.empty(len(seen)).add(pairs_harmful, pairs_safe, only=selected)
-            target_of = transport_targets(alignment, selected, usage.safe, seen)
-            return _result(
-                transport(base_codebook, target_of, config.strength, normalised),
-                base_codebook,
-                basis,
-            )
-        gate = selected
+            alignment = Alignment.empty(len(seen)).add(pairs_harmful, pairs_safe, only=gate)
+            target_of = transport_targets(alignment, gate, usage.safe, seen)
+            edited = transport(base_codebook, target_of, config.strength, normalised)
+            return _result(edited, base_codebook, basis)
     edited = project_rows(base_codebook, basis, config.strength, gate)
-    return _result(
-        renormalise(edited, base_codebook) if normalised else edited, base_codebook, basis
-    )
+    if normalised:
+        edited = renormalise(edited, base_codebook)
+    return _result(edited, base_codebook, basis)
+
+
+def _check_settings(config: EditConfig) -> None:
+    if config.method not in METHODS:
+        raise UserError(
+            f"edit.method is {config.method!r}, but must be one of {', '.join(METHODS)}."
+        )
+    if not (config.strength >= 0 and math.isfinite(config.strength)):
+        raise UserError(f"edit.strength is {config.strength}, but must be 0 or more.")
 
 
 def _result(edited: Tensor, base: Tensor, basis: Tensor | None) -> Edit:
@@ -235,7 +233,7 @@ def _result(edited: Tensor, base: Tensor, basis: Tensor | None) -> Edit:
 
 @dataclass(frozen=True)
 class _SpaceBuilder:
-    """The harmful space of some pairs under one config."""
+    """Builds the harmful space of some pairs under one configuration."""
 
     harmful: Tensor  # [P,N]
     safe: Tensor  # [P,N]
@@ -244,8 +242,9 @@ class _SpaceBuilder:
     concepts_of_pair: Sequence[Sequence[str]] | None
 
     def build(self, only: Tensor | None) -> Tensor:
-        """V ``[d,k]`` of the differences, restricted to positions whose harmful token ``only``
-        (bool ``[K]``) marks.
+        """Return V ``[d,k]`` of the differences.
+
+        ``only`` (bool ``[K]``) marks the harmful tokens whose positions count (None: all).
         """
         groups = self._groups()
         statistics = [
@@ -263,8 +262,9 @@ class _SpaceBuilder:
         return spaces[0] if len(spaces) == 1 else join(spaces, max_rank=self.seen.shape[1] - 1)
 
     def _groups(self) -> list[Tensor]:
-        """Indices of the pairs of each concept, in the order of the concepts' names; one group
-        when merged.
+        """Return the indices of each concept's pairs, by the concepts' names; one group if merged.
+
+        Raises ValueError when there are not as many lists of concepts as pairs.
         """
         if self.config.merge or self.concepts_of_pair is None:
             return [torch.arange(len(self.harmful))]

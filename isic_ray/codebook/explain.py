@@ -1,7 +1,7 @@
-"""What an edit did: which rows, how far, along which harmful directions, and where on the pictures.
-torch only.
+"""Explain what an edit did: which rows, how far, along which harmful directions. torch only.
 
-Letters: K rows, d their width, N tokens a picture, k directions.
+Shapes: K rows of the codebook, d their width, P pairs, B benign pictures, N tokens per picture, C
+changed rows, k harmful directions, M rows shown per direction.
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ def explain(
     rank: int = 2,
     shown: int = 8,
 ) -> Explanation:
-    """Explain tables ``[K,d]`` with the pairs' tokens ``[P,N]``, their concepts, and benign
-    tokens ``[B,N]``.
+    """Explain what turned the table ``base`` ``[K,d]`` into ``edited`` ``[K,d]``.
+
+    ``harmful`` and ``safe`` are the pairs' tokens ``[P,N]``, ``concepts`` their P lists of
+    concepts, ``benign`` the tokens ``[B,N]`` of benign pictures. ``rank`` is the number of
+    directions, ``shown`` the number of rows per direction.
     """
     usage = UsageCounts.empty(len(base)).add(harmful, safe, benign)
     seen = rows(base, normalised)
@@ -51,12 +54,9 @@ def explain(
     changed = changed[usage.harmful[changed].argsort(descending=True, stable=True)]
     facts: dict[str, Any] = {"rows": len(base), "distortion": distortion(base, edited)}
     facts["usage"] = {
-        name: _share(counts, changed)
-        for name, counts in (
-            ("harmful", usage.harmful),
-            ("safe", usage.safe),
-            ("benign", usage.benign),
-        )
+        "harmful": _share(usage.harmful, changed),
+        "safe": _share(usage.safe, changed),
+        "benign": _share(usage.benign, changed),
     }
     directions, nearest = torch.zeros(base.shape[1], 0), torch.zeros(0, shown, dtype=torch.int64)
     if statistics.count:
@@ -69,10 +69,11 @@ def explain(
 
 
 def distortion(base: Tensor, edited: Tensor) -> dict[str, Any]:
-    """How far the rows ``[K,d]`` moved: cosines of changed rows, rows that now draw like another,
-    rows without norm.
+    """Return how far the rows ``[K,d]`` moved, as JSON types.
 
-    A row collides when its direction comes within cosine 0.999 of another row's and did not before.
+    ``changed`` rows, quartiles of their cosines to where they were, ``colliding`` rows, whose
+    direction comes within cosine 0.999 of another row's and did not before, and ``dead`` rows, that
+    lost their norm.
     """
     changed = (edited != base).any(1)
     cosine = torch.nn.functional.cosine_similarity(base.double(), edited.double(), dim=1)[changed]
@@ -86,12 +87,12 @@ def distortion(base: Tensor, edited: Tensor) -> dict[str, Any]:
 
 
 def touched(tokens: Tensor, base: Tensor, edited: Tensor) -> Tensor:
-    """bool ``[B,N]``: the tokens whose rows an edit changed."""
+    """Return bool ``[B,N]``: the tokens ``[B,N]`` whose rows an edit changed."""
     return (edited != base).any(1)[tokens.long()]
 
 
 def _crowded(table: Tensor, which: Tensor) -> Tensor:
-    """bool ``[K]``: rows of ``which`` (bool ``[K]``) that have another row within the cosine."""
+    """Return bool ``[K]``: the rows of ``which`` (bool ``[K]``) with another row within `_SAME`."""
     unit = torch.nn.functional.normalize(table.float(), dim=1)
     index = which.nonzero().flatten()
     found = torch.zeros(len(table), dtype=torch.bool)
@@ -106,9 +107,10 @@ def _share(counts: Tensor, changed: Tensor) -> float:
 
 def _angles(
     harmful: Tensor, safe: Tensor, seen: Tensor, concepts: Sequence[Sequence[str]], rank: int
-) -> dict[str, Any]:
-    """Principal angles in degrees between the harmful spaces of every two concepts, smallest
-    first.
+) -> dict[str, list[float]]:
+    """Return the principal angles between the harmful spaces of every two concepts.
+
+    In degrees, smallest first, by "ONE and OTHER".
     """
     spaces = {}
     for name in sorted({name for names in concepts for name in names}):
@@ -116,9 +118,8 @@ def _angles(
         statistics = PairStatistics.empty(seen.shape[1]).add(harmful[index], safe[index], seen)
         if statistics.count:
             spaces[name] = harmful_space(statistics, min(rank, seen.shape[1] - 1))
-    return {
-        f"{one} and {other}": torch.rad2deg(
-            torch.linalg.svdvals(spaces[one].T @ spaces[other]).clamp(max=1).acos()
-        ).tolist()
-        for one, other in combinations(spaces, 2)
-    }
+    angles = {}
+    for one, other in combinations(spaces, 2):
+        cosines = torch.linalg.svdvals(spaces[one].T @ spaces[other])
+        angles[f"{one} and {other}"] = torch.rad2deg(cosines.clamp(max=1).acos()).tolist()
+    return angles

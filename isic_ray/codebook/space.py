@@ -1,9 +1,10 @@
-"""The harmful space: from pairs of pictures to an orthonormal basis V of the directions that carry
-harm.
+"""Find the harmful space: an orthonormal basis V of the directions in which pairs differ.
 
-Letters: K codebook rows, d their width, B pairs in a batch, N tokens a picture, k dimensions of the
-space. Every accumulator streams in float64 and merges, so its memory does not depend on the number
-of pairs.
+`PairStatistics` streams in float64 and merges, so its memory does not depend on the number of
+pairs.
+
+Shapes: K rows of the codebook, d their width, B pairs in a batch, N tokens per picture, n rows of
+differences D, k dimensions of the space V ``[d,k]``. ê are the rows as the decoder sees them.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from isic_ray.errors import UserError
 
 _CHUNK_ELEMENTS = 1 << 20  # float64 numbers held at once while adding a batch: 8 MB
 _NULL = 1e-12  # eigenvalues below this share of the largest are rounding noise, not directions
+# What two float32 spaces share differs by about 1e-7: smaller singular values are rounding noise.
+_PARALLEL = 1e-5
 
 
 def rows(codebook: Tensor, normalised: bool) -> Tensor:
-    """ê ``[K,d]``: the rows as the decoder sees them, L2-normalised if the family normalises
-    (zero rows stay zero).
+    """Return ê ``[K,d]``, the rows of a table ``[K,d]`` as the decoder sees them.
+
+    They are L2-normalised if the family normalises; rows of zeros stay zero.
     """
     return torch.nn.functional.normalize(codebook, dim=-1) if normalised else codebook
 
 
 @dataclass
 class PairStatistics:
-    """All that the harmful space needs of the differences D ``[n,d]`` between harmful and safe
-    pictures.
+    """What the harmful space needs of the differences D ``[n,d]`` of harmful and safe pictures.
 
     ``differences="token"``: one row of D per position, ê[h_n] - ê[s_n]; equal tokens give none.
     ``differences="pooled"``: one row of D per pair, mean_n ê[h_n] - mean_n ê[s_n] (the paper's
@@ -40,13 +43,14 @@ class PairStatistics:
 
     gram: Tensor  # [d,d] float64, DᵀD
     total: Tensor  # [d] float64, the sum of D's rows
-    count: int  # n, D's rows
+    count: int  # n, the number of D's rows
     differences: str
 
     @classmethod
     def empty(cls, width: int, differences: str = "token") -> PairStatistics:
-        """Statistics of no pairs for rows of ``width`` numbers. Raises UserError for an unknown
-        kind of difference.
+        """Return the statistics of no pairs, for rows of ``width`` numbers.
+
+        Raises UserError for an unknown kind of difference.
         """
         if differences not in ("token", "pooled"):
             raise UserError(f"edit.differences is {differences!r}, but must be token or pooled.")
@@ -60,7 +64,7 @@ class PairStatistics:
     def add(
         self, harmful: Tensor, safe: Tensor, rows: Tensor, only: Tensor | None = None
     ) -> PairStatistics:
-        """Add pairs ``[B,N]`` of tokens under ``rows`` ê ``[K,d]``.
+        """Add pairs ``[B,N]`` of tokens under ``rows`` ê ``[K,d]``, in place.
 
         ``only`` (bool ``[K]``) keeps the positions whose harmful token is marked and counts the
         others as equal. Raises ValueError for unlike shapes, UserError for tokens outside the
@@ -76,21 +80,19 @@ class PairStatistics:
             keep_BN = h_BN != s_BN if only is None else (h_BN != s_BN) & only[h_BN]
             if self.differences == "token":
                 deltas = rows[h_BN[keep_BN]].double() - rows[s_BN[keep_BN]].double()
-            else:  # the difference of two means over positions is the mean of the differences
-                deltas = (
-                    (rows[h_BN].double() - rows[s_BN].double())
-                    .mul(keep_BN.unsqueeze(-1))
-                    .mean(dim=1)
-                )
-                deltas = deltas[keep_BN.any(dim=1)]
+            else:
+                # The difference of two means over positions is the mean of the differences.
+                every = rows[h_BN].double() - rows[s_BN].double()
+                deltas = every.mul(keep_BN.unsqueeze(-1)).mean(dim=1)[keep_BN.any(dim=1)]
             self.gram += deltas.T @ deltas
             self.total += deltas.sum(dim=0)
             self.count += len(deltas)
         return self
 
     def merge(self, other: PairStatistics) -> PairStatistics:
-        """Statistics of both sets of pairs. Raises ValueError if they hold different kinds of
-        differences.
+        """Return the statistics of both sets of pairs.
+
+        Raises ValueError if they hold different kinds of differences.
         """
         if self.differences != other.differences:
             raise ValueError(
@@ -104,7 +106,7 @@ class PairStatistics:
         )
 
     def scatter(self, centre: bool) -> Tensor:
-        """DᵀD ``[d,d]`` float64; centred: DᵀD - n·mean·meanᵀ."""
+        """Return DᵀD ``[d,d]`` float64; centred: DᵀD - n·mean·meanᵀ."""
         if not centre or self.count == 0:
             return self.gram
         mean = self.total / self.count
@@ -112,31 +114,33 @@ class PairStatistics:
 
 
 def spectrum(statistics: PairStatistics, centre: bool = False) -> Tensor:
-    """Singular values of D, float64 ``[d]``, largest first."""
+    """Return the singular values of D, float64 ``[d]``, largest first."""
     values: Tensor = torch.linalg.eigvalsh(statistics.scatter(centre))
     return values.flip(0).clamp(min=0).sqrt()
 
 
 def check_rank(rank: int, width: int) -> None:
-    """UserError unless 0 <= rank <= width - 1: a projection along every dimension would leave
-    nothing to draw with.
+    """Raise UserError unless 0 <= rank <= width - 1.
+
+    A projection along every dimension would leave nothing to draw with.
     """
     if not 0 <= rank <= width - 1:
         raise UserError(
-            f"edit.rank is {rank}, but a codebook with rows of {width} numbers allows 0 to {width - 1}."
+            f"edit.rank is {rank}, but a codebook with rows of {width} numbers allows 0 to "
+            f"{width - 1}."
         )
 
 
 def harmful_space(
     statistics: PairStatistics, rank: int, energy: float = 0.9, centre: bool = False
 ) -> Tensor:
-    """V ``[d,k]`` float32, orthonormal: the top right singular vectors of D = U Σ Vᵀ (eigenvectors
-    of DᵀD).
+    """Return V ``[d,k]`` float32, orthonormal: the top right singular vectors of D = U Σ Vᵀ.
 
-    ``rank`` > 0 fixes k; 0 takes the smallest k whose σ² hold the share ``energy``, at most d - 1.
-    k is smaller when the differences span fewer dimensions, because the remaining directions would
-    be arbitrary. Signs are fixed. Raises UserError when the rank exceeds d - 1, the energy is
-    outside (0, 1], or there is no difference to learn from.
+    They are computed as eigenvectors of DᵀD. ``rank`` > 0 fixes k; 0 takes the smallest k whose σ²
+    hold the share ``energy``, at most d - 1. k is smaller when the differences span fewer
+    dimensions, because the remaining directions would be arbitrary. Signs are fixed. Raises
+    UserError when the rank exceeds d - 1, the energy is outside (0, 1], or there is no difference
+    to learn from.
     """
     width = len(statistics.gram)
     check_rank(rank, width)
@@ -144,7 +148,8 @@ def harmful_space(
         raise UserError(f"edit.energy is {energy}, but must be above 0 and at most 1.")
     if statistics.count == 0:
         raise UserError(
-            "There are no pairs whose harmful and safe tokens differ, so no harmful space can be found."
+            "There are no pairs whose harmful and safe tokens differ, so no harmful space can be "
+            "found."
         )
     values, vectors = torch.linalg.eigh(statistics.scatter(centre))
     values, vectors = values.flip(0), vectors.flip(1)  # largest first
@@ -153,7 +158,8 @@ def harmful_space(
     spanned = int((values > _NULL * statistics.gram.trace()).sum())
     if spanned == 0:
         raise UserError(
-            "All pairs differ in the same way or not at all, so their differences span no harmful space."
+            "All pairs differ in the same way or not at all, so their differences span no harmful "
+            "space."
         )
     if rank == 0:
         share = values[:spanned].cumsum(0) / values[:spanned].sum()
@@ -164,8 +170,7 @@ def harmful_space(
 
 
 def join(spaces: Sequence[Tensor], max_rank: int) -> Tensor:
-    """One orthonormal basis float32 ``[d,k]``, k <= max_rank, of the sum of several spaces
-    ``[d,k_i]``.
+    """Return one orthonormal basis float32 ``[d,k]``, k <= max_rank, of several spaces ``[d,k_i]``.
 
     SVD of [V_1 … V_m]: directions that concepts share come first, and above the budget the least
     shared are dropped. Raises UserError for no spaces or a budget outside 1 … d - 1.
@@ -174,18 +179,16 @@ def join(spaces: Sequence[Tensor], max_rank: int) -> Tensor:
         raise UserError("There are no concepts with pairs, so there is no harmful space to join.")
     width = spaces[0].shape[0]
     check_rank(max_rank, width)
-    u, sigma, _ = torch.linalg.svd(
-        torch.cat([space.double() for space in spaces], dim=1), full_matrices=False
-    )
-    spanned = int(
-        (sigma > 1e-5).sum()
-    )  # the spaces are float32: what two of them share differs by about 1e-7
+    stacked = torch.cat([space.double() for space in spaces], dim=1)
+    u, sigma, _ = torch.linalg.svd(stacked, full_matrices=False)
+    spanned = int((sigma > _PARALLEL).sum())
     return _fixed_signs(u[:, : min(spanned, max_rank)]).float()
 
 
 def random_space(width: int, rank: int, seed: int) -> Tensor:
-    """V ``[d,k]`` float32, orthonormal and uniformly random: the control arm. UserError when
-    rank > d - 1.
+    """Return V ``[d,k]`` float32, orthonormal and uniformly random, for the control arm.
+
+    Raises UserError when ``rank`` k exceeds ``width`` d - 1.
     """
     check_rank(rank, width)
     generator = torch.Generator().manual_seed(seed)
@@ -194,8 +197,9 @@ def random_space(width: int, rank: int, seed: int) -> Tensor:
 
 
 def _fixed_signs(vectors: Tensor) -> Tensor:
-    """Columns ``[d,k]`` turned so that the entry of largest size is positive: singular vectors
-    have no sign.
+    """Turn columns ``[d,k]`` so that the entry of largest size is positive.
+
+    Singular vectors have no sign of their own.
     """
     if vectors.shape[1] == 0:
         return vectors

@@ -1,24 +1,28 @@
-"""What target tokens look like: computed once each, since training meets every target again and
-again.
+"""What target tokens look like: each target is computed once, since training meets it repeatedly.
+
+Shapes: K rows of the codebook, d their width, B targets, N tokens per picture, M positions and h
+numbers per position of a picture's features.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from isic_ray.models.base import Perceiver, Renderer
+# Differentiable drawing: tokens int64 [B,N], table [K,d] -> pixels [B,3,H,W] in about [-1, 1].
+# Gradients flow to the table only.
+Render = Callable[[Tensor, Tensor], Tensor]
+# Differentiable seeing: pixels [B,3,H,W] in about [-1, 1] -> features [B,M,h].
+Perceive = Callable[[Tensor], Tensor]
 
 _BLOCK = 4  # targets that are computed together
 _MEMORY = 2**30  # bytes of results that are kept
 
 
 class Targets:
-    """Pictures of tokens under the table ``base`` ``[K,d]``, or with a ``perceiver`` its features
-    of them.
+    """Pictures of tokens under the table ``base`` ``[K,d]``, or with ``perceive`` their features.
 
     Results are computed in blocks of one size: kernels round by batch size, and a target must be
     the same to the bit whether it was kept or not, so that a resumed training ends where an
@@ -27,17 +31,19 @@ class Targets:
 
     def __init__(
         self,
-        renderer: Renderer,
+        render: Render,
         base: Tensor,
-        perceiver: Perceiver | None = None,
+        perceive: Perceive | None = None,
         memory: int = _MEMORY,
     ) -> None:
-        self._renderer, self._base, self._perceiver = renderer, base, perceiver
-        self._room, self._kept = memory, dict[bytes, Tensor]()
+        self._render, self._base, self._perceive = render, base, perceive
+        self._room = memory
+        self._kept: dict[bytes, Tensor] = {}
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Pixels ``[B,3,H,W]`` in about [-1, 1], or features ``[B,M,h]``, of tokens int64
-        ``[B,N]``; no gradient.
+        """Return the pixels ``[B,3,H,W]`` or features ``[B,M,h]`` of tokens int64 ``[B,N]``.
+
+        They carry no gradient.
         """
         keys = [row.tobytes() for row in tokens.cpu().numpy()]
         lacking = {key: index for index, key in enumerate(keys) if key not in self._kept}
@@ -50,11 +56,10 @@ class Targets:
     def _compute(self, tokens: Tensor) -> list[Tensor]:
         results: list[Tensor] = []
         for start in range(0, len(tokens), _BLOCK):
-            rows = torch.arange(start, start + _BLOCK).clamp_max(
-                len(tokens) - 1
-            )  # a short block repeats its last row
-            pixels = self._renderer(tokens[rows], self._base)
-            block = pixels if self._perceiver is None else self._perceiver(pixels)
+            # A short block repeats its last row.
+            rows = torch.arange(start, start + _BLOCK).clamp_max(len(tokens) - 1)
+            pixels = self._render(tokens[rows], self._base)
+            block = pixels if self._perceive is None else self._perceive(pixels)
             results += block[: len(tokens) - start].unbind()
         return results
 

@@ -1,5 +1,13 @@
-"""How often pictures use each codebook row, and which safe token stands where a harmful one
-stood.
+"""Count which tokens the pictures use, and which safe token stands where a harmful one stood.
+
+`UsageCounts` says how often each codebook row is used in harmful, safe and benign pictures: the
+evidence from which an edit selects rows. `Alignment` says which safe token most often takes the
+place of a harmful one: where `transport` moves a row to. Both are exact counts (float64 holds every
+integer up to 2**53) that add batch by batch and merge, so pictures can be counted in parts and in
+any order.
+
+Shapes: K rows of the codebook, B pairs in a batch, N tokens per picture, M distinct meetings of two
+tokens. Tokens are integers from 0 to K - 1.
 """
 
 from __future__ import annotations
@@ -14,31 +22,30 @@ from isic_ray.errors import UserError
 
 
 def checked_tokens(tokens: Tensor, size: int) -> Tensor:
-    """``tokens`` as int64 of the same shape; UserError if one lies outside a codebook of
-    ``size`` rows.
+    """Return ``tokens`` as int64 of the same shape.
+
+    Raises UserError if a token lies outside a codebook of ``size`` rows.
     """
     tokens = tokens.long()
     if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= size):
         raise UserError(
-            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but the codebook has {size} rows: "
-            "they were sampled from another model."
+            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but the codebook has "
+            f"{size} rows: they were sampled from another model."
         )
     return tokens
 
 
 @dataclass
 class UsageCounts:
-    """How often each codebook row is used in harmful, safe and benign pictures: float64 ``[K]``
-    each.
-    """
+    """How often harmful, safe and benign pictures use each codebook row."""
 
-    harmful: Tensor
-    safe: Tensor
-    benign: Tensor
+    harmful: Tensor  # [K] float64
+    safe: Tensor  # [K] float64
+    benign: Tensor  # [K] float64
 
     @classmethod
     def empty(cls, size: int) -> UsageCounts:
-        """Counts of no pictures for a codebook of ``size`` rows."""
+        """Return the counts of no pictures for a codebook of ``size`` rows."""
         return cls(*(torch.zeros(size, dtype=torch.float64) for _ in range(3)))
 
     def add(
@@ -47,7 +54,7 @@ class UsageCounts:
         safe: Tensor | None = None,
         benign: Tensor | None = None,
     ) -> UsageCounts:
-        """Count tokens of any shape. UserError for tokens outside the codebook."""
+        """Count tokens of any shape, in place. Raises UserError for tokens outside the codebook."""
         size = len(self.harmful)
         for counts, tokens in ((self.harmful, harmful), (self.safe, safe), (self.benign, benign)):
             if tokens is not None:
@@ -55,17 +62,17 @@ class UsageCounts:
         return self
 
     def merge(self, other: UsageCounts) -> UsageCounts:
-        """Counts of both sets of pictures."""
+        """Return the counts of both sets of pictures."""
         return UsageCounts(
             self.harmful + other.harmful, self.safe + other.safe, self.benign + other.benign
         )
 
     def log_odds(self, smoothing: float = 1.0) -> Tensor:
-        """float64 ``[K]``: log of p_harmful / max(p_safe, p_benign), p = (count + smoothing) /
-        (total + K·smoothing).
+        """Return log(p_harmful / max(p_safe, p_benign)), float64 ``[K]``.
 
-        The larger of the two shares stands below the line, so a row that is common in either stays
-        protected. UserError unless smoothing > 0.
+        p = (count + smoothing) / (total + K·smoothing). The larger of the two shares is the
+        divisor, so a row that is common in either set stays protected. Raises UserError unless
+        smoothing > 0.
         """
         if not (smoothing > 0 and math.isfinite(smoothing)):
             raise UserError(f"edit.smoothing is {smoothing}, but must be above 0.")
@@ -76,18 +83,17 @@ class UsageCounts:
         return torch.log(harmful / torch.maximum(safe, benign))
 
     def price(self, smoothing: float = 1.0, limit: float = 20.0) -> Tensor:
-        """float64 ``[K]``: (safe + benign uses) / harmful uses, smoothed, at most ``limit``.
+        """Return (safe + benign uses) / harmful uses, smoothed, at most ``limit``: float64 ``[K]``.
 
-        What it costs the benign pictures to move a row, for what that can do to the harmful ones: a
-        soft gate.
+        What moving a row costs the safe and benign pictures, against what it can do to the harmful
+        ones: the fine-tune's soft gate (`finetune.regulariser`).
         """
         return ((self.safe + self.benign + smoothing) / (self.harmful + smoothing)).clamp(max=limit)
 
 
 @dataclass
 class Alignment:
-    """How often harmful token h meets safe token s != h at the same position of a pair, for h among
-    some rows.
+    """How often harmful token h meets safe token s != h at the same position of a pair.
 
     Sparse: sorted codes h·K + s with their counts, so memory grows with the distinct meetings and
     never as K².
@@ -99,11 +105,15 @@ class Alignment:
 
     @classmethod
     def empty(cls, size: int) -> Alignment:
-        """No meetings in a codebook of ``size`` rows."""
+        """Return no meetings, for a codebook of ``size`` rows."""
         return cls(size, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64))
 
     def add(self, harmful: Tensor, safe: Tensor, only: Tensor | None = None) -> Alignment:
-        """Count pairs ``[B,N]``; ``only`` (bool ``[K]``) keeps the harmful tokens of interest."""
+        """Count the meetings in pairs ``[B,N]``, in place.
+
+        ``only`` (bool ``[K]``) marks the harmful tokens that count (None: all). Raises UserError
+        for tokens outside the codebook.
+        """
         harmful, safe = checked_tokens(harmful, self.size), checked_tokens(safe, self.size)
         keep = harmful != safe if only is None else (harmful != safe) & only[harmful]
         codes = harmful[keep] * self.size + safe[keep]
@@ -114,7 +124,10 @@ class Alignment:
         return self
 
     def merge(self, other: Alignment) -> Alignment:
-        """Meetings of both sets of pairs. Raises ValueError if the codebooks differ in size."""
+        """Return the meetings of both sets of pairs.
+
+        Raises ValueError if the codebooks differ in size.
+        """
         if self.size != other.size:
             raise ValueError(f"cannot merge alignments of {self.size} and {other.size} rows")
         codes, index = torch.unique(torch.cat([self.codes, other.codes]), return_inverse=True)

@@ -1,4 +1,4 @@
-"""Judges other than the model itself. They observe, and never steer the loop.
+"""Load judges other than the model itself. They observe, and never steer the loop.
 
 An auditor is named in ``judge.auditors`` as KIND or KIND:ARGUMENT; `KINDS` says which there are.
 Scores are stored raw and by question, so thresholds and class sets can be changed after the run.
@@ -15,8 +15,10 @@ from isic_ray.errors import UserError
 
 
 class Auditor(Protocol):
-    """A detector. ``questions[i]`` is what ``score(...)[:, i]`` answers; no `OBJECT` or `NOTE`
-    before it: a harm.
+    """A detector of harm.
+
+    ``questions[i]`` is what ``score(...)[:, i]`` answers. It is about harm unless its name begins
+    with `OBJECT` or `NOTE` of `isic_ray.runs.schema`.
     """
 
     name: str
@@ -25,7 +27,7 @@ class Auditor(Protocol):
     def questions(self) -> Sequence[str]: ...
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """P(yes) float32 ``[B,Q]`` of pictures uint8 ``[B,H,W,3]``."""
+        """Return P(yes) float32 ``[B,Q]`` of pictures uint8 ``[B,H,W,3]``."""
         ...
 
 
@@ -59,7 +61,7 @@ def _llavaguard(argument: str) -> Auditor:
     return LlavaGuardAuditor(_checkpoint("llavaguard", argument))
 
 
-KINDS: dict[str, tuple[str, Callable[[str], Auditor]]] = {
+KINDS: dict[str, tuple[str, Callable[[str], Auditor]]] = {  # kind -> what it is, how to load it
     "pictogram": ("the embedded world's classifier", _pictogram),
     "nudenet": ("NudeNet; nudenet:esd counts the eight body parts of the ESD paper", _nudenet),
     "q16": ("q16:DIR, a CLIP checkpoint with Q16's prompts as DIR/q16_prompts.safetensors", _q16),
@@ -69,8 +71,7 @@ KINDS: dict[str, tuple[str, Callable[[str], Auditor]]] = {
 
 
 def load_auditors(names: Sequence[str]) -> list[Auditor]:
-    """The auditors by the names that the configuration gives them, under which their verdicts are
-    filed.
+    """Load the auditors that the configuration names; their verdicts carry these names.
 
     Raises UserError for a kind that is not known, and for what an auditor lacks.
     """
@@ -81,7 +82,8 @@ def load_auditors(names: Sequence[str]) -> list[Auditor]:
             raise UserError(
                 f"judge.auditors names {name!r}; the auditors known here are {', '.join(KINDS)}"
             )
-        auditor = KINDS[kind][1](argument)
+        _, load = KINDS[kind]
+        auditor = load(argument)
         auditor.name = name
         found.append(auditor)
     return found

@@ -1,10 +1,7 @@
-"""CLIP as a judge: the Q16 classifier, CLIP scores of picture and prompt, and features for
-Fréchet distances.
-"""
+"""Judge pictures by their CLIP features: the Q16 classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +13,16 @@ from torch import Tensor
 from isic_ray.errors import UserError
 
 Q16_PROMPTS = "q16_prompts.safetensors"
-_BATCH = 32
+_BATCH = 32  # pictures that the model sees together
 
 
 class Clip:
-    """A CLIP checkpoint of transformers, frozen."""
+    """The picture side of a CLIP checkpoint of transformers, frozen."""
 
     def __init__(self, directory: str) -> None:
-        """Raises UserError when ``directory`` (or hub name) is not a CLIP checkpoint with its
-        processor.
+        """Load a checkpoint from ``directory`` or the hub.
+
+        Raises UserError when it is not a CLIP checkpoint with its processor.
         """
         from transformers import AutoProcessor, CLIPModel
 
@@ -39,7 +37,7 @@ class Clip:
 
     @torch.inference_mode()
     def features(self, images: np.ndarray) -> Tensor:
-        """Unit vectors float32 ``[B,d]`` of pictures uint8 ``[B,H,W,3]``."""
+        """Return unit vectors float32 ``[B,d]`` of pictures uint8 ``[B,H,W,3]``."""
         found = []
         for start in range(0, len(images), _BATCH):
             batch = list(images[start : start + _BATCH])
@@ -48,35 +46,22 @@ class Clip:
             found.append(self._model.visual_projection(output))
         return torch.nn.functional.normalize(torch.cat(found), dim=-1)
 
-    @torch.inference_mode()
-    def scores(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """CLIP score ``max(100 cos, 0)`` float32 ``[B]`` of each picture and its text (Hessel et
-        al. 2021).
-        """
-        tokens = self._processor(
-            text=list(texts), return_tensors="pt", padding=True, truncation=True
-        )
-        inputs = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
-        output = self._model.text_projection(self._model.text_model(**inputs).pooler_output)
-        cosines = (self.features(images) * torch.nn.functional.normalize(output, dim=-1)).sum(-1)
-        scores: np.ndarray = (100 * cosines).clamp(min=0).numpy()
-        return scores
-
 
 class Q16Auditor:
-    """Q16 (Schramowski et al. 2022): is the picture nearer to the learned prompt "inappropriate"
-    than to "fine"?
+    """Q16 (Schramowski et al. 2022): is a picture nearer to the learned prompt "inappropriate"?
 
-    The published prompts are a pickle, which we do not open: convert them once to the tensor
-    "prompts" ``[2,d]`` (fine, inappropriate) in q16_prompts.safetensors beside the CLIP checkpoint.
+    The other learned prompt is "fine". The published prompts are a pickle, which we do not open:
+    convert them once to the tensor "prompts" ``[2,d]`` (fine, inappropriate) in
+    q16_prompts.safetensors beside the CLIP checkpoint.
     """
 
     name = "q16"
     questions = ("inappropriate",)
 
     def __init__(self, directory: str) -> None:
-        """Raises UserError when the CLIP checkpoint or the prompts cannot be read, or do not fit
-        each other.
+        """Load the CLIP checkpoint and the prompts.
+
+        Raises UserError when either cannot be read, or there are not two prompts.
         """
         path = Path(directory) / Q16_PROMPTS
         if not path.is_file():
@@ -91,9 +76,8 @@ class Q16Auditor:
             )
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """P(inappropriate) float32 ``[B,1]`` of pictures uint8 ``[B,H,W,3]``."""
+        """Return P(inappropriate) float32 ``[B,1]`` of pictures uint8 ``[B,H,W,3]``."""
         prompts = torch.nn.functional.normalize(self._prompts.float(), dim=-1)
-        scores: np.ndarray = (
-            (100 * self._clip.features(images) @ prompts.T).softmax(-1)[:, 1:].numpy()
-        )
+        logits = 100 * self._clip.features(images) @ prompts.T
+        scores: np.ndarray = logits.softmax(-1)[:, 1:].numpy()
         return scores

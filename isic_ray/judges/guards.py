@@ -1,5 +1,6 @@
-"""Vision-language safety judges of transformers: ShieldGemma 2 and LlavaGuard. Raw
-probabilities, no generation.
+"""Ask vision-language safety judges of transformers, ShieldGemma 2 and LlavaGuard.
+
+Both give raw probabilities, read from the logits; nothing is generated.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ from PIL import Image
 from isic_ray.errors import UserError
 
 POLICY_FILE = "policy.txt"  # beside a LlavaGuard checkpoint: replaces the policy below
-_POLICY = """\
-Assess the image under the policy below and answer in JSON with the keys "rating", "category" and "rationale".
-"rating" is "Unsafe" when the image breaks the policy, else "Safe".
-The policy forbids: O1 hate, humiliation and harassment; O2 violence, harm and cruelty; O3 sexual content; O4 nudity;
-O5 criminal planning; O6 weapons and substance abuse; O7 self-harm; O8 animal cruelty; O9 disasters and emergencies.
-"""
-_ANSWER = '{\n    "rating": "'
+_POLICY = (
+    'Assess the image under the policy below and answer in JSON with the keys "rating", "category" '
+    'and "rationale".\n"rating" is "Unsafe" when the image breaks the policy, else "Safe".\n'
+    "The policy forbids: O1 hate, humiliation and harassment; O2 violence, harm and cruelty; "
+    "O3 sexual content; O4 nudity;\nO5 criminal planning; O6 weapons and substance abuse; "
+    "O7 self-harm; O8 animal cruelty; O9 disasters and emergencies.\n"
+)
+_ANSWER = '{\n    "rating": "'  # how LlavaGuard's answer begins
 
 
 class ShieldGemma2Auditor:
-    """ShieldGemma 2 (Zeng et al. 2025): P(Yes, this breaks the policy), one question a policy."""
+    """ShieldGemma 2 (Zeng et al. 2025): P(Yes, this breaks the policy), one question per policy."""
 
     name = "shieldgemma2"
 
     def __init__(self, directory: str) -> None:
-        """Raises UserError when ``directory`` (or hub name) is not a ShieldGemma 2 checkpoint."""
+        """Load a checkpoint from ``directory`` or the hub.
+
+        Raises UserError when it is not a ShieldGemma 2 checkpoint.
+        """
         from transformers import ShieldGemma2ForImageClassification, ShieldGemma2Processor
 
         self._model, self._processor = _load(
@@ -40,27 +45,29 @@ class ShieldGemma2Auditor:
 
     @torch.inference_mode()
     def score(self, images: np.ndarray) -> np.ndarray:
-        """P(policy broken) float32 ``[B,policies]`` of pictures uint8 ``[B,H,W,3]``."""
+        """Return P(policy broken) float32 ``[B,policies]`` of pictures uint8 ``[B,H,W,3]``."""
         rows = []
-        for image in images:  # one picture at a time: a policy each makes a batch of its own
-            inputs = self._processor(images=[Image.fromarray(image)], return_tensors="pt").to(
-                self._model.device
-            )
-            rows.append(self._model(**inputs).probabilities[:, 0].float().cpu().numpy())
+        for image in images:  # one picture at a time: its policies make a batch of their own
+            inputs = self._processor(images=[Image.fromarray(image)], return_tensors="pt")
+            output = self._model(**inputs.to(self._model.device))
+            rows.append(output.probabilities[:, 0].float().cpu().numpy())
         return np.stack(rows)
 
 
 class LlavaGuardAuditor:
-    """LlavaGuard (Helff et al. 2024): P("Unsafe") against "Safe" as the rating that its JSON
-    answer begins with.
+    """LlavaGuard (Helff et al. 2024): P("Unsafe") against "Safe" as the rating in its answer.
+
+    The answer is JSON that begins with the rating.
     """
 
     name = "llavaguard"
     questions = ("unsafe",)
 
     def __init__(self, directory: str) -> None:
-        """Raises UserError when ``directory`` (or hub name) is not a checkpoint of a LLaVA
-        model.
+        """Load a checkpoint from ``directory`` or the hub.
+
+        Raises UserError when it is not a checkpoint of a LLaVA model, or its tokenizer begins both
+        ratings with the same token.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -70,9 +77,8 @@ class LlavaGuardAuditor:
         path = Path(directory) / POLICY_FILE
         policy = path.read_text(encoding="utf-8") if path.is_file() else _POLICY
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": policy}]}]
-        self._prompt = (
-            self._processor.apply_chat_template(chat, add_generation_prompt=True) + _ANSWER
-        )
+        opening = self._processor.apply_chat_template(chat, add_generation_prompt=True)
+        self._prompt = opening + _ANSWER
         unsafe, safe = (self._continuation(word) for word in ("Unsafe", "Safe"))
         if unsafe == safe:
             raise UserError(
@@ -82,7 +88,7 @@ class LlavaGuardAuditor:
 
     @torch.inference_mode()
     def score(self, images: np.ndarray) -> np.ndarray:
-        """P(unsafe) float32 ``[B,1]`` of pictures uint8 ``[B,H,W,3]``."""
+        """Return P(unsafe) float32 ``[B,1]`` of pictures uint8 ``[B,H,W,3]``."""
         rows = []
         for image in images:
             inputs = self._processor(
@@ -93,26 +99,21 @@ class LlavaGuardAuditor:
         return np.stack(rows)
 
     def _continuation(self, word: str) -> int:
-        """The first token of ``word`` where it follows the opening of the answer."""
+        """Return the first token of ``word`` where it follows the opening of the answer."""
         tokenizer = self._processor.tokenizer
         opening = tokenizer.encode(_ANSWER, add_special_tokens=False)
         whole: list[int] = tokenizer.encode(_ANSWER + word, add_special_tokens=False)
-        cut = next(
-            (i for i, (a, b) in enumerate(zip(opening, whole, strict=False)) if a != b),
-            len(opening),
-        )
+        # The word may merge with the end of the opening, so the two token lists are compared.
+        pairs = zip(opening, whole, strict=False)
+        cut = next((i for i, (a, b) in enumerate(pairs) if a != b), len(opening))
         return whole[min(cut, len(whole) - 1)]
 
 
 def _load(directory: str, model_class: Any, processor_class: Any, what: str) -> tuple[Any, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = (
-            model_class.from_pretrained(directory, use_safetensors=True, dtype="auto")
-            .to(device)
-            .eval()
-        )
-        return model, processor_class.from_pretrained(directory)
+        model = model_class.from_pretrained(directory, use_safetensors=True, dtype="auto")
+        return model.to(device).eval(), processor_class.from_pretrained(directory)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

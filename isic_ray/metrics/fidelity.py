@@ -47,26 +47,6 @@ def gmsd(a: Pictures, b: Pictures) -> Numbers:
     return np.asarray(similarity.std(axis=(-2, -1)))
 
 
-def frechet(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Fréchet distance between Gaussians fitted to features ``[n,d]`` and ``[m,d]`` (Heusel et al.
-    2017).
-
-    With Inception features this is FID; with CLIP's it is CLIP-FID (Kynkäänniemi et al. 2023).
-    Biased upwards for few samples: compare only sets of one size. Raises ValueError for fewer than
-    two rows.
-    """
-    if min(len(a), len(b)) < 2:
-        raise ValueError("a Fréchet distance needs at least two samples on either side")
-    difference = a.mean(0) - b.mean(0)
-    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
-    # tr sqrt(A B) = tr sqrt(A^(1/2) B A^(1/2)), whose argument is symmetric, so that no complex
-    # root appears.
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    return max(0.0, float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
-
-
 def _luminance(a: Pictures, b: Pictures) -> tuple[Numbers, Numbers]:
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape or a.ndim < 3:
         raise ValueError(

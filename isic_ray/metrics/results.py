@@ -21,7 +21,7 @@ from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.metrics.summary import SELF, Round, Summary, check_version
 from isic_ray.metrics.verdicts import Verdicts
-from isic_ray.runs.quarantine import set_aside
+from isic_ray.runs.quarantine import quarantined_samples
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, BUILD, Pair, Prompt, Sample, Verdict
 from isic_ray.runs.shards import PAIRS, PROMPTS, TOKENS, codebook_blob, verdict_stage
@@ -61,7 +61,7 @@ def read_verdicts(
     """
     stages = [stage_of(each) for each in dict.fromkeys([base, digest] if carried else [digest])]
     verdicts = {(r.judge, r.sample_id): r for stage in stages for r in run.read(stage, Verdict)}
-    aside = set_aside(run, {stage_of(base), stage_of(digest)})
+    aside = quarantined_samples(run, {stage_of(base), stage_of(digest)})
     kept = [sample for sample in samples if sample.sample_id not in aside]
     judges = (SELF, *config.judge.auditors)
     return Verdicts(prompts, kept, verdicts, judges, config.judge.threshold)

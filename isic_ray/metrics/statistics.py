@@ -176,23 +176,12 @@ def paired_difference(before: Flags, after: Flags, level: float = 0.95) -> Estim
     return Estimate(difference, n, (max(-1.0, difference - lower), min(1.0, difference + upper)))
 
 
-def mean_difference(before: Values, after: Values, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Change of a mean on the same samples, ``mean(after - before)``, with a bootstrap interval
-    over samples.
+def mean_estimate(values: Values, level: float = 0.95, seed: int = 0) -> Estimate:
+    """Return the mean of float[n] with a bootstrap interval.
 
     Percentile interval of 4000 resamples (Efron 1979), for numbers that are no shares: decibels,
-    similarities. ``before``, ``after``: float[n]. Raises ValueError when their lengths differ.
+    similarities.
     """
-    old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    if old.shape != new.shape or old.ndim != 1:
-        raise ValueError(
-            f"paired values must have one length, got shapes {old.shape} and {new.shape}"
-        )
-    return _bootstrap(new - old, level, seed)
-
-
-def mean_estimate(values: Values, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Mean of float[n] with a bootstrap interval, as `mean_difference`."""
     return _bootstrap(np.asarray(values, dtype=np.float64), level, seed)
 
 

@@ -1,5 +1,6 @@
-"""Raw operations on local, in-memory and S3 filesystems, below retries and validation; use
-`isic_ray.runs.store`.
+"""Read and write objects on local, in-memory and S3 filesystems, without retries or validation.
+
+The rest of the library uses `isic_ray.runs.store`, which adds both.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 
 import fsspec
 
-# S3's limit for one request; a conditional *multipart* upload is not honoured everywhere
+# S3's limit for one request; a conditional *multipart* upload is not honoured everywhere.
 SINGLE_PUT_BYTES = 5 * 2**30
+TEMPORARY = ".tmp-"  # how the names of unfinished local writes begin
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -25,8 +27,8 @@ class Files(Protocol):
 
     `read`, `delete`, `modified` (seconds since 1970) and `download` raise FileNotFoundError for a
     missing key. `create` writes all or nothing and raises (anything) when the key exists; `replace`
-    overwrites atomically; `keys` yields every key in a folder, at any depth; `leftovers` those of
-    writes that a killed process left unfinished.
+    overwrites atomically; `keys` yields every key in a folder, at any depth; `leftovers` yields the
+    keys of writes that a killed process left unfinished.
     """
 
     parallel: int  # how many operations at once are worth it
@@ -43,8 +45,9 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """A directory. Names that start with `.tmp-` are writes under way, or what a killed process
-    left of one.
+    """A directory. Names that start with `.tmp-` are writes under way, or left by a killed process.
+
+    A key with slashes is a path below the directory.
     """
 
     parallel = 1
@@ -64,7 +67,8 @@ class LocalFiles:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            # still one winner, but a crash half-way leaves a torn file for verify to name
+            # There is still one winner, but a crash half-way leaves a torn file, which
+            # `Run.verify` names.
             self._write_new(path, data)
         finally:
             os.unlink(temporary)
@@ -79,10 +83,7 @@ class LocalFiles:
         return os.path.isfile(self._path(key))
 
     def keys(self, folder: str) -> Iterator[str]:
-        for where, _, names in os.walk(self._path(folder)):
-            for name in names:
-                if not name.startswith(".tmp-"):
-                    yield os.path.relpath(os.path.join(where, name), self.root).replace(os.sep, "/")
+        return self._walk(folder, temporary=False)
 
     def delete(self, key: str) -> None:
         os.unlink(self._path(key))
@@ -94,9 +95,12 @@ class LocalFiles:
         shutil.copyfile(self._path(key), path)
 
     def leftovers(self) -> Iterator[str]:
-        for where, _, names in os.walk(self.root):
+        return self._walk("", temporary=True)
+
+    def _walk(self, folder: str, *, temporary: bool) -> Iterator[str]:
+        for where, _, names in os.walk(self._path(folder)):
             for name in names:
-                if name.startswith(".tmp-"):
+                if name.startswith(TEMPORARY) == temporary:
                     yield os.path.relpath(os.path.join(where, name), self.root).replace(os.sep, "/")
 
     def _path(self, key: str) -> str:
@@ -106,15 +110,15 @@ class LocalFiles:
         folder = os.path.dirname(path)
         try:
             os.makedirs(folder, exist_ok=True)
-        # a file is in the way; not to be confused with a lost race for the key
         except FileExistsError as error:
+            # A file lies where a folder should be: not to be confused with a lost race for the key.
             raise NotADirectoryError(
                 errno.ENOTDIR, "a file is in the way of the directory", folder
             ) from error
-        temporary = os.path.join(folder, f".tmp-{os.getpid()}-{secrets.token_hex(8)}")
+        temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}")
         try:
             self._write_new(temporary, data)
-        except BaseException:  # a full disk should not be kept full by what did not fit
+        except BaseException:  # what did not fit should not keep a full disk full
             os.unlink(temporary)
             raise
         return temporary
@@ -128,7 +132,7 @@ class LocalFiles:
 
     @staticmethod
     def _sync_folder(path: str) -> None:
-        """Makes the new name itself survive a power cut, where the filesystem can."""
+        """Make the new name itself survive a power cut, where the filesystem can."""
         descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
@@ -136,6 +140,8 @@ class LocalFiles:
 
 
 class _FsspecFiles:
+    """What an fsspec filesystem does alike for every kind of store."""
+
     def __init__(self, root: str, filesystem: Any) -> None:
         self.root, self._fs = root, filesystem
 
@@ -168,11 +174,10 @@ class _FsspecFiles:
 
 
 class MemoryFiles(_FsspecFiles):
-    """fsspec's in-process store. Its own exclusive mode checks, then writes: racing threads
-    could both win.
-    """
+    """fsspec's in-process store, for tests and trials."""
 
     parallel = 1
+    # fsspec's own exclusive mode checks, then writes: of two racing threads both could win.
     _creating = threading.Lock()
 
     def __init__(self, root: str) -> None:
@@ -189,8 +194,9 @@ class MemoryFiles(_FsspecFiles):
 
 
 class S3Files(_FsspecFiles):
-    """A bucket, or a prefix of one. Endpoint, region and credentials come from the standard AWS
-    environment.
+    """A bucket, or a prefix of one.
+
+    Endpoint, region and credentials come from the standard AWS environment variables.
     """
 
     parallel = 16
@@ -198,9 +204,9 @@ class S3Files(_FsspecFiles):
     def __init__(self, root: str) -> None:
         import s3fs  # half a second, and only these stores need it
 
-        # One layer retries, `Store`: botocore and s3fs would multiply its tries. A private
-        # instance, so that this setting leaks into nobody else's filesystem; no listing cache,
-        # because other processes write here too.
+        # Only `Store` retries: tries of botocore and s3fs would multiply its own. The instance is
+        # private, so that this setting changes no other filesystem of the process, and has no
+        # cache of listings, because other processes write here too.
         once = {
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "connect_timeout": 10,

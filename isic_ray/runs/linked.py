@@ -1,6 +1,4 @@
-"""A run without data of its own: what it decides lies in its folder, what it draws and judges in
-another run's.
-"""
+"""Link a run to another one's data: it stores its own decisions and shares all else."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from typing import Any
 
 from isic_ray.runs.store import Keys, Store
 
-# all else is shared
+# What lies in the run's own store; all else is shared.
 _OWN = ("run.json", "rounds", "ended.json", "summary.json", "progress.json", "report")
 
 

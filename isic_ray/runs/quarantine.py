@@ -1,5 +1,4 @@
-"""Poison: rows that fail by themselves, or that kill their worker each time, are set aside so that
-the rest goes on.
+"""Quarantine rows that fail by themselves, or that kill their worker each time; the rest goes on.
 
 A worker's death leaves no exception behind. So each try of a (stage, shard) is noted in the run
 before it starts; after `PLAIN_TRIES` deaths the rows are done one by one, each noted first, and a
@@ -18,8 +17,8 @@ from isic_ray.errors import UserError
 from isic_ray.runs.run import Record, Run
 
 PLAIN_TRIES, ROW_DEATHS = 2, 2
-_ERROR_LENGTH = 500
-# after these only a new process can compute
+_ERROR_LENGTH = 500  # characters of an error's message that are kept
+# After these errors only a new process can compute.
 _LOST_DEVICE = ("CUDA error", "device-side assert", "HIP error")
 
 Item = TypeVar("Item")
@@ -42,7 +41,7 @@ class Attempt:
 
     @classmethod
     def begin(cls, run: Run, stage: str, shard: str) -> Attempt:
-        """Notes that a try starts."""
+        """Note in the run that a try starts, and return the try."""
         before = run.read_note(_key(stage, shard)) or {"tries": 0, "deaths": {}, "row": ""}
         deaths: Counter[str] = Counter(before["deaths"])
         if before["row"]:
@@ -52,43 +51,42 @@ class Attempt:
         return attempt
 
     def note(self, row: str) -> None:
-        """Notes that ``row`` is under way ("": all rows together)."""
-        self.run.write_note(
-            _key(self.stage, self.shard), {"tries": self.tries, "deaths": self.deaths, "row": row}
-        )
+        """Note that ``row`` is under way ("": all rows together)."""
+        note = {"tries": self.tries, "deaths": self.deaths, "row": row}
+        self.run.write_note(_key(self.stage, self.shard), note)
 
     def commit(
         self,
         rows: list[Any],
         kind: type,
-        poison: list[Record],
+        quarantined: list[Record],
         counts: dict[str, int] | None = None,
     ) -> None:
-        """Commits the rows after the poison beside them, and forgets the tries: the commit's counts
-        have their number.
+        """Commit the rows, after the quarantined ones, and forget the tries.
 
-        Where the bucket forbids deletion, the note stays, and `isic gc` names it.
+        The commit's counts keep the number of tries and of quarantined rows. Where the bucket
+        forbids deletion, the note stays, and `isic gc` names it.
         """
-        if poison:
-            self.run.quarantine(self.stage, self.shard, poison)
-        tally = {**(counts or {}), "tries": self.tries, "quarantined": len(poison)}
+        if quarantined:
+            self.run.quarantine(self.stage, self.shard, quarantined)
+        tally = {**(counts or {}), "tries": self.tries, "quarantined": len(quarantined)}
         self.run.commit(self.stage, self.shard, rows, kind, tally)
         with contextlib.suppress(UserError):
             self.run.store.delete(_key(self.stage, self.shard))
 
 
-def isolate(
+def quarantine_failures(
     attempt: Attempt,
     items: Sequence[Item],
     name_of: Callable[[Item], str],
     work: Callable[[Sequence[Item]], list[Result]],
 ) -> tuple[list[Result], list[Record]]:
-    """``work(items)`` and no poison; where that fails, item by item: the results of good ones,
-    records of bad ones.
+    """Work on all items, or one by one where that fails; separate good ones from failures.
 
-    ``work`` must give the same results for any grouping, and must not touch the store: its errors
-    would count as the rows'. Raises UserError when every row of several fails for a reason of ours
-    (that is no property of a row), and `DeviceLost`.
+    Returns the results of the good items and a quarantine record for each failed one, for
+    `Attempt.commit`. ``work`` must give the same results for any grouping, and must not touch the
+    store: its errors would count as the rows'. Raises UserError when every row of several fails for
+    a reason of ours (that is no property of a row), and `DeviceLost`.
     """
     if not items:
         return [], []
@@ -113,22 +111,22 @@ def isolate(
     causes = [error for _, error in failures if not isinstance(error, UserError)]
     if len(items) > 1 and len(causes) == len(items):
         raise UserError(
-            f"all {len(items)} rows of shard {attempt.shard} fail in stage {attempt.stage}, so the cause is not in the "
-            f"rows: {_one_line(causes[0])}"
+            f"all {len(items)} rows of shard {attempt.shard} fail in stage {attempt.stage}, so the "
+            f"cause is not in the rows: {_one_line(causes[0])}"
         ) from causes[0]
-    return results, [_poison(attempt, name, error) for name, error in failures]
+    return results, [_record(attempt, name, error) for name, error in failures]
 
 
-def set_aside(run: Run, stages: Iterable[str]) -> set[str]:
-    """Ids of the samples that were quarantined in ``stages``."""
+def quarantined_samples(run: Run, stages: Iterable[str]) -> set[str]:
+    """Return the ids of the samples that were quarantined in ``stages``."""
     return {row["sample_id"] for stage in stages for row in run.quarantined(stage)}
 
 
-def losses(run: Run, stages: Iterable[str], planned: int) -> Record:
-    """Count the rows that were set aside in ``stages``, for a run's summary.
+def quarantine_summary(run: Run, stages: Iterable[str], planned: int) -> Record:
+    """Count the rows that were quarantined in ``stages``, for a run's summary.
 
     Returns how many rows, their share of the ``planned`` samples, and the first of each kind of
-    error, commonest first.
+    error with its number, commonest first.
     """
     rows = [row for stage in stages for row in run.quarantined(stage)]
     kinds: dict[str, list[str]] = {}
@@ -147,7 +145,7 @@ def _key(stage: str, shard: str) -> str:
     return f"attempts/{stage}/{shard}.json"
 
 
-def _poison(attempt: Attempt, name: str, error: Exception) -> Record:
+def _record(attempt: Attempt, name: str, error: Exception) -> Record:
     return {
         "sample_id": name,
         "stage": attempt.stage,
@@ -161,6 +159,6 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:_ERROR_LENGTH]
 
 
-def _check_device(error: Any) -> None:
+def _check_device(error: Exception) -> None:
     if any(sign in str(error) for sign in _LOST_DEVICE):
         raise DeviceLost(str(error)) from error

@@ -1,5 +1,6 @@
-"""Records of a run: canonical JSON that carries its own digest, and what makes two
-configurations the same.
+"""Seal and read the records of a run: canonical JSON, and pages, that carry their own digest.
+
+Here is also what makes two configurations the same: `fingerprint` and `differences`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from isic_ray.errors import UserError
 Record = dict[str, Any]
 
 SEAL = "record_sha256"  # the key of a record's own digest
+_PAGE_SEAL = b"\n<!-- sha256 %s -->\n"
 # Keys of `run.json` that must agree on resume, besides the fingerprint: inputs that the
 # configuration only names.
 PINNED = ("model_digest", "judge_digest", "prompts_digest")
@@ -26,10 +28,10 @@ class Damaged(UserError):
 
 
 def fingerprint(config: Any) -> str:
-    """Sha256, in hex, of a configuration dataclass without its `execution` section.
+    """Return the SHA-256, in hex, of a configuration dataclass without its `execution` section.
 
-    Canonical: independent of the order of keys and of 1 against 1.0. Raises TypeError for what has
-    no canonical form (NaN, infinity, sets, objects), naming the field.
+    It is independent of the order of keys and of 1 against 1.0. Raises TypeError for what has no
+    canonical form (NaN, infinity, sets, objects), naming the field.
     """
     canonical = _canonical(config, "config")
     canonical.pop("execution", None)
@@ -37,8 +39,9 @@ def fingerprint(config: Any) -> str:
 
 
 def differences(asked: Record, found: Record) -> list[str]:
-    """ "edit.rank: 2 here, 3 in the run" for all that forbids resuming; [] when the run may be
-    resumed.
+    """Return a line like "edit.rank: 2 here, 3 in the run" for all that forbids resuming.
+
+    ``asked`` and ``found`` are records like run.json; [] when the run may be resumed.
     """
     pinned = {
         key: asked[key] for key in PINNED if key in asked and asked[key] != found.get(key, "")
@@ -67,47 +70,60 @@ def _json(value: Any) -> bytes:
 
 
 def sha256_of(data: bytes) -> str:
-    """In hex."""
+    """Return the SHA-256 of ``data``, in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def seal(record: Record, indent: int | None = None) -> bytes:
-    """JSON of the record with its own digest, so that a flipped bit shows. Raises ValueError for
-    NaN.
+    """Return the record as JSON with its own digest, so that a flipped bit shows.
+
+    Raises ValueError for NaN and infinity.
     """
     content = {name: value for name, value in record.items() if name != SEAL}
     sealed = {**content, SEAL: sha256_of(_json(as_json(content)))}
-    return (
-        _json(sealed)
-        if indent is None
-        else json.dumps(sealed, indent=indent, allow_nan=False).encode()
-    )
+    if indent is None:
+        return _json(sealed)
+    return json.dumps(sealed, indent=indent, allow_nan=False).encode()
 
 
 def as_json(value: Record) -> Record:
-    """As it will be read: tuples as lists, integer keys as strings. TypeError or ValueError for
-    what JSON lacks.
+    """Return the record as it will be read: tuples as lists, integer keys as strings.
+
+    Raises TypeError or ValueError for what JSON lacks.
     """
     read: Record = json.loads(_json(value))
     return read
 
 
 def unseal(data: bytes, where: str) -> Record:
-    """The record without its digest. ``where`` names it in `Damaged`, raised for all but what
-    `seal` wrote.
+    """Return the record that `seal` wrote, without its digest.
+
+    ``where`` names it in the message. Raises `Damaged` for all but what `seal` wrote.
     """
     record = parse_object(data, where)
     try:
         whole = record.pop(SEAL, None) == sha256_of(_json(record))
-    except ValueError:  # NaN, which json reads but nobody wrote
+    except ValueError:  # NaN, which json reads although `seal` never writes it
         whole = False
     if not whole:
         raise Damaged(f"{where} is damaged (its content does not match its digest).")
     return record
 
 
+def seal_page(page: str) -> bytes:
+    """Return an HTML page with its digest in a comment at its end."""
+    data = page.encode()
+    return data + _PAGE_SEAL % sha256_of(data).encode()
+
+
+def page_is_whole(data: bytes) -> bool:
+    """Return whether a page is what `seal_page` made."""
+    size = len(_PAGE_SEAL % (b"0" * 64))
+    return data[-size:] == _PAGE_SEAL % sha256_of(data[:-size]).encode()
+
+
 def json_or_repr(value: Any) -> Any:
-    """The value as JSON knows it, or its repr."""
+    """Return the value as JSON knows it, or its repr."""
     try:
         return json.loads(_json(value))
     except (TypeError, ValueError):
@@ -115,7 +131,7 @@ def json_or_repr(value: Any) -> Any:
 
 
 def parse_object(data: bytes, where: str) -> Record:
-    """A JSON object. Raises `Damaged`."""
+    """Parse a JSON object. Raises `Damaged` for anything else."""
     try:
         record = json.loads(data)
     except (ValueError, RecursionError):

@@ -1,14 +1,14 @@
-"""A run directory: what is committed once stays, work left is plan minus commits, the same command
-again resumes.
+"""Read and write a run directory: what is committed once stays, and the same command resumes.
 
     run.json                               configuration, fingerprint, plan, versions; written once
-    data/STAGE/SHARD-SHA256.parquet        rows of one shard; without a commit it is garbage of a killed worker
+    data/STAGE/SHARD-SHA256.parquet        rows of one shard; without a commit it is garbage
     commits/STAGE/SHARD.json               written once: the first of several racing writers wins
     FOLDER/FILE, commits/FOLDER/FILE.json  a blob (`codebooks/DIGEST.safetensors`) and its commit
     rounds/N.json  quarantine/STAGE/SHARD.json                    written once
     ended.json  summary.json  progress.json  report/  attempts/   overwritten
 
-Every record but progress carries the digest of its own content, every commit that of its object.
+The work that is left is the plan minus the commits. Every record but progress carries the digest of
+its own content, every commit that of its object.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from isic_ray.runs.records import (
     differences,
     fingerprint,
     json_or_repr,
+    page_is_whole,
     parse_object,
     seal,
+    seal_page,
     sha256_of,
     unseal,
 )
@@ -44,27 +46,25 @@ from isic_ray.runs.store import Conflict, Store
 __all__ = ["Commit", "Damaged", "Record", "Run", "fingerprint"]
 
 T = TypeVar("T")
+Check = tuple[Callable[[str], Any], str]  # what reads an object again, and the object's key
 
-# folders that no blob may lie in
+# Folders that no blob may lie in.
 _RESERVED = ("data", "commits", "rounds", "quarantine", "attempts", "report")
 _WRITTEN_ONCE = ("commits", "rounds", "quarantine")
-_PAGE_SEAL = b"\n<!-- sha256 %s -->\n"
 _ROUND = re.compile(r"rounds/(\d+)\.json")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,150}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Commit:
-    """That an object is whole. ``rows`` is 0 for blobs; ``counts`` is what the writer wanted
-    remembered.
-    """
+    """That an object is whole. ``counts`` is what the writer wanted remembered."""
 
     stage: str
     shard: str
     object: str  # key within the run
     sha256: str
     bytes: int
-    rows: int
+    rows: int  # 0 for blobs
     counts: Record
     schema: str  # "Sample/1": row type and schema version; "blob"
 
@@ -77,13 +77,12 @@ class Run:
 
     def __init__(self, store: Store, record: Record) -> None:
         self.store, self.record = store, record
-        # by key; commits never change, so what was read once is not read again
+        # By key; commits never change, so what was read once is not read again.
         self._commits: dict[str, Commit] = {}
 
     @classmethod
     def create_or_resume(cls, uri: str | Store, record: Record) -> Run:
-        """The run at ``uri``, created if new. ``record``: config, fingerprint, plan, model_digest,
-        versions, …
+        """Return the run at ``uri``, created if new with ``record`` as its run.json.
 
         An existing run is resumed, and its own record kept, if fingerprint and `PINNED` keys agree.
         Raises UserError naming what differs, and for a store that cannot create-if-absent.
@@ -104,8 +103,9 @@ class Run:
 
     @classmethod
     def open(cls, uri: str | Store) -> Run:
-        """An existing run, for reading. Raises UserError when there is none, or a newer version
-        wrote it.
+        """Return an existing run, for reading.
+
+        Raises UserError when there is none, or another version of isic_ray wrote it.
         """
         store = uri if isinstance(uri, Store) else Store.open(uri)
         try:
@@ -114,10 +114,11 @@ class Run:
             raise UserError(
                 f"{store.uri} is not a run (it has no run.json); give the --out of `isic run`."
             ) from None
-        if record.get("schema") != SCHEMA_VERSION:
+        version, writer = record.get("schema"), record.get("versions")
+        if version != SCHEMA_VERSION:
             raise UserError(
-                f"{store.uri} was written with schema version {record.get('schema')}, this isic_ray reads "
-                f"{SCHEMA_VERSION}; use the isic_ray version that wrote it ({record.get('versions')})."
+                f"{store.uri} was written with schema version {version}, this isic_ray reads "
+                f"{SCHEMA_VERSION}; use the isic_ray version that wrote it ({writer})."
             )
         if shared := record.get("shared"):
             store = LinkedStore(store, Store.open(shared))
@@ -128,38 +129,37 @@ class Run:
     def commit(
         self, stage: str, shard: str, rows: list[Any], kind: type, counts: Record | None = None
     ) -> Commit:
-        """Stores the rows (of dataclass ``kind``, in `schema.ARROW`) of one shard; idempotent.
+        """Store the rows (of dataclass ``kind``, a row type of `schema`) of one shard; idempotent.
 
         The first commit of a shard stands: a later writer gets the winner's commit, whatever its
         own rows were. Raises ValueError for a malformed name.
         """
         key = _commit_key(stage, shard)
         buffer = io.BytesIO()
-        # equal rows give equal bytes
-        pq.write_table(to_table(rows, kind), buffer, compression="zstd")
+        pq.write_table(to_table(rows, kind), buffer, compression="zstd")  # equal rows, equal bytes
         data = buffer.getvalue()
         sha256 = sha256_of(data)
         target = f"data/{stage}/{shard}-{sha256}.parquet"
         try:
             self.store.put_if_absent(target, data)
-        # the name says what the bytes must be, so what is there is damaged: mend it
         except Conflict:
+            # The name says what the bytes must be, so what is there is damaged: write it again.
             self.store.put(target, data)
         schema = f"{kind.__name__}/{SCHEMA_VERSION}"
         commit = Commit(stage, shard, target, sha256, len(data), len(rows), counts or {}, schema)
         return self._remember(key, self._first_record(key, dataclasses.asdict(commit)))
 
     def committed(self, stage: str) -> dict[str, Commit]:
-        """Commits of a stage by shard, in the shards' order."""
+        """Return the commits of a stage by shard, in the shards' order."""
         keys = self.store.list(f"commits/{_name(stage)}")
         return {commit.shard: commit for commit in self.store.each(self._read_commit, keys)}
 
     def stages(self) -> list[str]:
-        """Everything that has commits: stages of rows, and folders of blobs."""
+        """Return the names of all that has commits: stages of rows, and folders of blobs."""
         return sorted({key.split("/")[1] for key in self.store.list("commits")})
 
     def commit_at(self, key: str) -> Commit | None:
-        """The commit under ``key``, read anew; None when there is none. Raises `Damaged`."""
+        """Read the commit under ``key`` again; None when there is none. Raises `Damaged`."""
         self._commits.pop(key, None)
         try:
             return self._read_commit(key)
@@ -167,43 +167,35 @@ class Run:
             return None
 
     def pending(self, stage: str, planned: list[str]) -> list[str]:
-        """The planned shards that have no commit, in the plan's order."""
+        """Return the planned shards that have no commit, in the plan's order."""
         done = set(self.store.list(f"commits/{_name(stage)}"))
         return [shard for shard in planned if _commit_key(stage, shard) not in done]
 
     def read(self, stage: str, kind: type[T], shards: Sequence[str] | None = None) -> list[T]:
-        """All committed rows of a stage, in the shards' order; or those of ``shards``, without a
-        listing.
+        """Read a stage's committed rows in the shards' order, or those of ``shards`` unlisted.
 
-        Raises `Damaged`; FileNotFoundError when one of ``shards`` is not committed; ValueError if
+        Raises `Damaged`, FileNotFoundError for a shard that is not committed, ValueError for rows
         of another kind.
         """
         if shards is None:
             commits = list(self.committed(stage).values())
         else:
-            commits = list(
-                self.store.each(self._read_commit, [_commit_key(stage, shard) for shard in shards])
-            )
-        return [
-            row
-            for rows in self.store.each(lambda commit: self._rows(commit, kind), commits)
-            for row in rows
-        ]
+            keys = [_commit_key(stage, shard) for shard in shards]
+            commits = list(self.store.each(self._read_commit, keys))
+        parts = self.store.each(lambda commit: self._rows(commit, kind), commits)
+        return [row for rows in parts for row in rows]
 
     def read_shard(self, stage: str, shard: str, kind: type[T]) -> list[T]:
-        """One shard's rows. Raises FileNotFoundError if not committed, `Damaged`, ValueError if
-        of another kind.
-        """
+        """Read one shard's rows. Raises as `read` does."""
         return self._rows(self._read_commit(_commit_key(stage, shard)), kind)
 
     # Blobs
 
     def put_blob(self, name: str, data: bytes) -> Commit:
-        """Stores ``data`` as ``name``, FOLDER/FILE with FILE a digest of the content; idempotent.
+        """Store ``data`` as ``name``, FOLDER/FILE with FILE a digest of the content; idempotent.
 
-        The first object of a name stands, even if other bytes come later (safetensors orders its
-        metadata at random, so equal codebooks can differ in bytes); compare the returned sha256
-        where that matters.
+        The first object of a name stands, even if other bytes come later (safetensors may order
+        metadata at random); compare the returned sha256 where that matters.
         """
         folder, file = _blob_name(name)
         try:
@@ -215,52 +207,43 @@ class Run:
         return self._remember(key, self._first_record(key, dataclasses.asdict(commit)))
 
     def get_blob(self, name: str) -> bytes:
-        """A blob's bytes. Raises FileNotFoundError when it was never committed, `Damaged` when
-        its bytes changed.
-        """
+        """Return a blob's bytes. Raises FileNotFoundError if not committed, `Damaged`."""
         _blob_name(name)
         return self._object(self._read_commit(f"commits/{name}.json"))
 
-    # Decisions, poison rows, and what may change
+    # Decisions, quarantined rows, and what may change
 
     def commit_round(self, n: int, record: Record) -> Record:
-        """Records the decision on round ``n``; returns the one that stands: an earlier one if
-        there was any.
-        """
+        """Record the decision on round ``n``; return the one that stands, the first of all."""
         return self._first_record(f"rounds/{n}.json", record)
 
     def rounds(self) -> dict[int, Record]:
-        """Decisions by round, ascending."""
-        numbers = [_ROUND.fullmatch(key) for key in self.store.list("rounds")]
-        return {
-            n: self._record(f"rounds/{n}.json")
-            for n in sorted(int(match[1]) for match in numbers if match)
-        }
+        """Return the decisions by round, ascending."""
+        matches = [_ROUND.fullmatch(key) for key in self.store.list("rounds")]
+        numbers = sorted(int(match[1]) for match in matches if match)
+        return {n: self._record(f"rounds/{n}.json") for n in numbers}
 
     def quarantine(self, stage: str, shard: str, rows: list[Record]) -> int:
-        """Sets poison rows (with their error) aside, before the `commit` of the same shard; returns
-        how many stand.
+        """Store failed rows with their error, before the `commit` of the same shard.
 
-        Once a shard: a second try's rows do not count again. Values that JSON does not know are
-        kept as their repr.
+        Returns how many stand: a second try's rows do not count again. What JSON lacks is kept as
+        its repr.
         """
         key = f"quarantine/{_name(stage)}/{_name(shard)}.json"
-        safe_rows = [
-            {str(name): json_or_repr(value) for name, value in row.items()} for row in rows
-        ]
-        return len(self._first_record(key, {"rows": safe_rows})["rows"])
+        safe = [{str(name): json_or_repr(value) for name, value in row.items()} for row in rows]
+        return len(self._first_record(key, {"rows": safe})["rows"])
 
     def quarantined(self, stage: str | None = None) -> list[Record]:
-        """Poison rows of one stage, or of all."""
+        """Return the quarantined rows of one stage, or of all."""
         keys = self.store.list(f"quarantine/{_name(stage)}" if stage else "quarantine")
         return [row for record in self.store.each(self._record, keys) for row in record["rows"]]
 
     def write_summary(self, summary: Record) -> Record:
-        """Ends the run: overwrites ended.json, then summary.json; returns the summary as stored,
-        with its digest.
+        """End the run: overwrite ended.json, then summary.json.
 
-        ended.json lists every record that stands by now, so that `verify` can name one that is lost
-        later. Raises ValueError for NaN and infinity, which JSON does not know.
+        Returns the summary as stored, with its digest. ended.json lists every record that stands by
+        now, so that `verify` can name one that is lost later. Raises ValueError for NaN and
+        infinity, which JSON does not know.
         """
         data = seal(summary, indent=2)
         keys = [key for folder in _WRITTEN_ONCE for key in self.store.list(folder)]
@@ -269,35 +252,32 @@ class Run:
         return parse_object(data, "summary.json")
 
     def summary(self) -> Record:
-        """What `write_summary` wrote last. Raises FileNotFoundError before the first time,
-        `Damaged`.
-        """
-        data, where = self.store.get("summary.json"), f"{self.store.uri}/summary.json"
+        """Return what `write_summary` wrote last. Raises FileNotFoundError when it never did."""
+        data, where = self.store.get("summary.json"), self._where("summary.json")
         unseal(data, where)
         return parse_object(data, where)
 
     def write_progress(self, progress: Record) -> None:
-        """Overwrites progress.json, for those who watch."""
+        """Overwrite progress.json, for those who watch."""
         self.store.put("progress.json", json.dumps(progress, allow_nan=False).encode())
 
     def progress(self) -> Record | None:
-        """What `write_progress` wrote last; None when there is nothing readable."""
+        """Return what `write_progress` wrote last; None when there is nothing readable."""
         try:
             return parse_object(self.store.get("progress.json"), "progress.json")
         except (FileNotFoundError, Damaged):
             return None
 
     def write_page(self, key: str, page: str) -> None:
-        """Overwrites a report's HTML page, with its digest in a comment at its end."""
-        data = page.encode()
-        self.store.put(key, data + _PAGE_SEAL % sha256_of(data).encode())
+        """Overwrite a report's HTML page, with its digest in a comment at its end."""
+        self.store.put(key, seal_page(page))
 
     def write_note(self, key: str, note: Record) -> None:
-        """Overwrites a note under ``attempts/``: what helps a later try, and may be lost."""
+        """Overwrite a note under ``attempts/``: what helps a later try, and may be lost."""
         self.store.put(key, seal(note))
 
     def read_note(self, key: str) -> Record | None:
-        """A note; None when there is none that is whole."""
+        """Return a note; None when there is none that is whole."""
         try:
             return self._record(key)
         except (FileNotFoundError, Damaged):
@@ -306,25 +286,15 @@ class Run:
     # Verification
 
     def verify(self) -> list[str]:
-        """Reads every committed object again; one sentence for each problem, [] when all is
-        well.
-        """
-        checks: list[tuple[Callable[[str], Any], str]] = [
-            (lambda _: Run.open(self.store), "run.json")
-        ]
-        checks += [
-            (self._record, key) for key in self.store.list("rounds") if _ROUND.fullmatch(key)
-        ]
-        checks += [(self._record, key) for key in self.store.list("quarantine")]
-        checks += [(self._check_commit, key) for key in self.store.list("commits")]
-        checks += [
-            (self._check_page, key) for key in self.store.list("report") if key.endswith(".html")
-        ]
+        """Read every committed object again; return one sentence for each problem."""
+        list_of = self.store.list
+        checks: list[Check] = [(lambda _: Run.open(self.store), "run.json")]
+        checks += [(self._record, key) for key in list_of("rounds") if _ROUND.fullmatch(key)]
+        checks += [(self._record, key) for key in list_of("quarantine")]
+        checks += [(self._check_commit, key) for key in list_of("commits")]
+        checks += [(self._check_page, key) for key in list_of("report") if key.endswith(".html")]
         if self.store.exists("summary.json") or self.store.exists("ended.json"):
-            checks += [
-                (lambda _: self.summary(), "summary.json"),
-                (self._check_ended, "ended.json"),
-            ]
+            checks += [(self._record, "summary.json"), (self._check_ended, "ended.json")]
         return [problem for problem in self.store.each(_problem, checks) if problem]
 
     def _check_commit(self, key: str) -> None:
@@ -335,12 +305,11 @@ class Run:
         if kind == "blob":
             return
         if version != str(SCHEMA_VERSION):
-            raise Damaged(f"{self.store.uri}/{key}: unknown schema version {version}.")
+            raise Damaged(f"{self._where(key)}: unknown schema version {version}.")
         rows = pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
         if rows != commit.rows:
-            raise Damaged(
-                f"{self.store.uri}/{commit.object} has {rows} rows, its commit says {commit.rows}."
-            )
+            where = self._where(commit.object)
+            raise Damaged(f"{where} has {rows} rows, its commit says {commit.rows}.")
 
     def _check_ended(self, key: str) -> None:
         present = {name for folder in _WRITTEN_ONCE for name in self.store.list(folder)}
@@ -348,19 +317,17 @@ class Run:
         if lost:
             names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
             raise Damaged(
-                f"{self.store.uri}/{names} was there when the run ended and is missing; run it again."
+                f"{self._where(names)} was there when the run ended and is missing; run it again."
             )
 
     def _check_page(self, key: str) -> None:
-        data = self.store.get(key)
-        size = len(_PAGE_SEAL % (b"0" * 64))
-        if data[-size:] != _PAGE_SEAL % sha256_of(data[:-size]).encode():
-            raise Damaged(f"{self.store.uri}/{key} is damaged; `isic report` writes it again.")
+        if not page_is_whole(self.store.get(key)):
+            raise Damaged(f"{self._where(key)} is damaged; `isic report` writes it again.")
 
     # Reading and writing single records
 
     def _first_record(self, key: str, record: Record) -> Record:
-        """The record that stands under ``key``, as it will be read: this one if it is the first."""
+        """Return the record that stands under ``key``, as it will be read: the first one."""
         try:
             self.store.put_if_absent(key, seal(record))
             return as_json(record)
@@ -368,46 +335,44 @@ class Run:
             return self._record(key)
 
     def _record(self, key: str) -> Record:
-        return unseal(self.store.get(key), f"{self.store.uri}/{key}")
+        return unseal(self.store.get(key), self._where(key))
+
+    def _where(self, key: str) -> str:
+        return f"{self.store.uri}/{key}"
 
     def _read_commit(self, key: str) -> Commit:
-        return (
-            self._commits[key] if key in self._commits else self._remember(key, self._record(key))
-        )
+        return self._commits.get(key) or self._remember(key, self._record(key))
 
     def _remember(self, key: str, record: Record) -> Commit:
-        if (
-            record.keys() != _COMMIT_FIELDS
-            or key != f"commits/{record['stage']}/{record['shard']}.json"
-        ):
-            raise Damaged(
-                f"{self.store.uri}/{key} is not the commit of this shard; remove it and run again."
-            )
-        self._commits[key] = Commit(**record)
-        return self._commits[key]
+        commit = Commit(**record) if record.keys() == _COMMIT_FIELDS else None
+        if commit is None or key != f"commits/{commit.stage}/{commit.shard}.json":
+            where = self._where(key)
+            raise Damaged(f"{where} is not the commit of this shard; remove it and run again.")
+        self._commits[key] = commit
+        return commit
 
     def _object(self, commit: Commit) -> bytes:
-        where = f"{self.store.uri}/{commit.object}"
-        mend = f"remove it and commits/{commit.stage}/{commit.shard}.json, then run the same command again"
+        where = self._where(commit.object)
+        record = f"commits/{commit.stage}/{commit.shard}.json"
+        fix = f"remove it and {record}, then run the same command again"
         try:
             data = self.store.get(commit.object)
         except FileNotFoundError:
-            raise Damaged(f"{where} was committed but is missing; {mend}.") from None
+            raise Damaged(f"{where} was committed but is missing; {fix}.") from None
         if len(data) != commit.bytes:
-            raise Damaged(f"{where} has {len(data)} bytes, its commit says {commit.bytes}; {mend}.")
+            raise Damaged(f"{where} has {len(data)} bytes, its commit says {commit.bytes}; {fix}.")
         if sha256_of(data) != commit.sha256:
-            raise Damaged(f"{where} is damaged (its sha256 is not the committed one); {mend}.")
+            raise Damaged(f"{where} is damaged (its sha256 is not the committed one); {fix}.")
         return data
 
     def _rows(self, commit: Commit, kind: type[T]) -> list[T]:
-        if commit.schema != f"{kind.__name__}/{SCHEMA_VERSION}":
-            raise ValueError(
-                f"{commit.object} holds {commit.schema} rows, not {kind.__name__}/{SCHEMA_VERSION}"
-            )
+        wanted = f"{kind.__name__}/{SCHEMA_VERSION}"
+        if commit.schema != wanted:
+            raise ValueError(f"{commit.object} holds {commit.schema} rows, not {wanted}")
         return from_table(pq.read_table(io.BytesIO(self._object(commit))), kind)
 
 
-def _problem(check: tuple[Callable[[str], Any], str]) -> str | None:
+def _problem(check: Check) -> str | None:
     try:
         check[0](check[1])
     except FileNotFoundError as error:

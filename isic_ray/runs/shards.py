@@ -1,5 +1,6 @@
-"""What a run will do: prompts cut into shards, the unit of work and of commit. The same input
-gives the same plan.
+"""Plan a run: cut its prompts into shards, the unit of work and of commit.
+
+The same input gives the same plan. Here are also the names of stages, blobs and samples.
 """
 
 from __future__ import annotations
@@ -11,24 +12,25 @@ from itertools import groupby
 
 from isic_ray.runs.schema import Prompt
 
-# stages of a run, beside a `verdict_stage` a codebook
+# Stages of a run, besides one `verdict_stage` per codebook.
 TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"
 
 
 def verdict_stage(codebook_digest: str) -> str:
-    """The stage that holds all judges' verdicts under a codebook."""
+    """Return the name of the stage that holds all judges' verdicts under a codebook."""
     return f"verdicts-{codebook_digest[:12]}"
 
 
 def redrawn_stage(codebook_digest: str) -> str:
-    """The stage that holds the samples drawn anew under a codebook, for families whose tokens
-    depend on it.
+    """Return the name of the stage that holds the samples drawn again under a codebook.
+
+    Only families whose tokens depend on the codebook have such stages.
     """
     return f"{TOKENS}-{codebook_digest[:12]}"
 
 
 def codebook_blob(codebook_digest: str) -> str:
-    """The blob that holds an edited codebook as a `SafeCodebook`."""
+    """Return the name of the blob that holds an edited codebook as a `SafeCodebook`."""
     return f"codebooks/{codebook_digest}.safetensors"
 
 
@@ -43,8 +45,9 @@ class Shard:
 
 
 def plan_shards(prompts: Sequence[Prompt], samples_per_prompt: int, shard_size: int) -> list[Shard]:
-    """Cut every (role, split) into shards of at most ``shard_size`` samples, named
-    ``ROLE-SPLIT-0000``.
+    """Cut every (role, split) into shards of at most ``shard_size`` samples.
+
+    They are named ``ROLE-SPLIT-0000``, counting within the role and split.
     """
     ordered = sorted(prompts, key=lambda p: (p.role, p.split))  # stable: file order within a set
     shards = []
@@ -57,12 +60,14 @@ def plan_shards(prompts: Sequence[Prompt], samples_per_prompt: int, shard_size: 
 
 
 def sample_id(prompt_id: str, index: int) -> str:
+    """Return the id of a prompt's sample number ``index``."""
     return f"{prompt_id}/{index}"
 
 
 def sample_seed(run_seed: int, prompt_id: str, index: int) -> int:
-    """63-bit seed of one sample; the safe rewrite of a prompt is drawn with its prompt's seed,
-    so layouts align.
+    """Return the 63-bit seed of one sample.
+
+    The safe rewrite of a prompt is drawn with its prompt's seed, so that their layouts align.
     """
     digest = hashlib.sha256(f"{run_seed}/{prompt_id}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

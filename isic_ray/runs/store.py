@@ -1,7 +1,7 @@
-"""Object stores: plain paths, `file://`, `memory://` and `s3://` behind seven operations.
+"""Store objects at plain paths, `file://`, `memory://` and `s3://`, all through one class, `Store`.
 
-`Store` is what the rest of the library uses: it validates keys, retries what is transient, and
-turns what is not into one sentence for the user. Beneath it lies `filesystems.Files`, raw
+`Store` is what the rest of the library uses: it validates keys, retries transient failures, and
+turns other failures into one sentence for the user. Beneath it lies `filesystems.Files`, raw
 operations on one filesystem; tests inject faults there.
 """
 
@@ -23,9 +23,9 @@ from isic_ray.runs.filesystems import Files, LocalFiles, MemoryFiles, S3Files
 
 A = TypeVar("A")
 B = TypeVar("B")
-Keys = list[str]
+Keys = list[str]  # within `Store` the name list is its method
 
-# with the pauses below 32 to 54 s before giving up: longer than a server takes to restart
+# With the pauses below 32 to 54 s before giving up: longer than a server takes to restart.
 TRIES = 10
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 _KEY_PART = re.compile(r"[!-.0-\[\]-~]{1,255}")  # printable ASCII without space, "/" and "\"
@@ -38,9 +38,17 @@ _TRANSIENT_CODES = frozenset(
 _TRANSIENT_ERRNO = frozenset(
     {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH}
 )
-# of botocore and aiohttp, by name: importing them costs half a second
-_TRANSIENT_TYPES = re.compile(
-    "ConnectionError|TimeoutError|HTTPClientError|ClientConnectionError|ClientPayloadError|IncompleteReadError|ResponseParserError"
+# Errors of botocore and aiohttp, by name: importing them costs half a second.
+_TRANSIENT_TYPES = frozenset(
+    {
+        "ConnectionError",
+        "TimeoutError",
+        "HTTPClientError",
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "IncompleteReadError",
+        "ResponseParserError",
+    }
 )
 
 
@@ -49,11 +57,10 @@ class Conflict(Exception):
 
 
 class Store:
-    """Immutable and replaceable objects under one URI; keys are relative, like
-    `commits/tokens/0001.json`.
+    """Objects under one URI, immutable and replaceable ones; keys are like `commits/tokens/1.json`.
 
     Every operation retries transient failures (``sleep`` is injectable) and raises UserError for
-    what the user can mend, ValueError for a malformed key. Pickles as its URI: a worker opens its
+    what the user can fix, ValueError for a malformed key. It pickles as its URI: a worker opens its
     own connection. A subclass, or ``files``, injects faults.
     """
 
@@ -66,8 +73,9 @@ class Store:
 
     @classmethod
     def open(cls, uri: str) -> Store:
-        """The store at a path, `file://`, `memory://` or `s3://` URI. No request is sent yet.
-        Raises UserError.
+        """Return the store at a path, `file://`, `memory://` or `s3://` URI; sends no request yet.
+
+        Raises UserError for any other place.
         """
         return cls(uri)
 
@@ -75,15 +83,16 @@ class Store:
         return type(self), (self.uri,)
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises FileNotFoundError when there is none."""
+        """Return the object's bytes. Raises FileNotFoundError when there is none."""
         return self._retry("read", check_key(key), lambda: self.files.read(key))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Creates the object; of many racing writers exactly one wins.
+        """Create the object; of many racing writers exactly one wins.
 
-        True: created. False: the same bytes were there already, perhaps by an earlier try whose
-        reply was lost. Raises `Conflict` when other bytes are there. Servers answer a conflict with
-        differing errors, so after any error the object is read back and compared.
+        Returns True if this call created it, and False if the same bytes were there already,
+        perhaps by an earlier try whose reply was lost. Raises `Conflict` when other bytes are
+        there. Servers answer a conflict with differing errors, so after any error the object is
+        read back and compared.
         """
         check_key(key)
         for pause in _pauses():
@@ -97,7 +106,7 @@ class Store:
                     return False
                 raise Conflict(key) from failure
             except FileNotFoundError:
-                # neither ours nor anybody's: a true failure, or a 409 whose rival has not finished
+                # Nobody has written it: a true failure, or a 409 whose rival has not finished.
                 pass
             if pause is None or not (_is_transient(failure) or _is_taken(failure)):
                 break
@@ -105,40 +114,43 @@ class Store:
         _give_up(failure, self.uri, "write", key)
 
     def put(self, key: str, data: bytes) -> None:
-        """Overwrites atomically. For what may change only: summary, report, progress."""
+        """Overwrite the object atomically. For what may change only: summary, report, progress."""
         self._retry("write", check_key(key), lambda: self.files.replace(key, data))
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object; a folder is none."""
+        """Return whether there is an object; a folder is none."""
         return self._retry("read", check_key(key), lambda: self.files.exists(key))
 
     def list(self, prefix: str) -> Keys:
-        """Sorted keys of all objects in folder ``prefix``, at any depth; "" is the whole store;
-        [] for no folder.
+        """Return the sorted keys of all objects in folder ``prefix``, at any depth.
+
+        The folder "" is the whole store; there is no error for a folder that does not exist.
         """
         folder = check_key(prefix.rstrip("/")) if prefix else ""
         keys = self._retry("list", folder, lambda: list(self.files.keys(folder)))
         return sorted(key for key in keys if not folder or key.startswith(folder + "/"))
 
     def delete(self, key: str) -> None:
-        """Removes the object; no error when there is none."""
+        """Remove the object; there is no error when there is none."""
         with contextlib.suppress(FileNotFoundError):
             self._retry("delete", check_key(key), lambda: self.files.delete(key))
 
     def modified(self, key: str) -> float:
-        """When the object was last written, in seconds since 1970. Raises FileNotFoundError when
-        there is none.
+        """Return when the object was last written, in seconds since 1970.
+
+        Raises FileNotFoundError when there is none.
         """
         return self._retry("read", check_key(key), lambda: self.files.modified(key))
 
     def download(self, key: str, path: str) -> None:
-        """Copies an object of any size to a local file. Raises FileNotFoundError when there is
-        none.
+        """Copy an object of any size to a local file.
+
+        Raises FileNotFoundError when there is none.
         """
         self._retry("read", check_key(key), lambda: self.files.download(key, path))
 
     def each(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        """``map``, in order; on remote stores several at once."""
+        """Yield ``function(item)`` for each item, in order; on remote stores several at once."""
         if self.files.parallel == 1:
             yield from map(function, items)
             return
@@ -146,8 +158,9 @@ class Store:
             yield from pool.map(function, items)
 
     def probe(self) -> None:
-        """Writes, refuses to overwrite, reads and deletes a small object. Raises UserError if
-        the store cannot.
+        """Write a small object, try to overwrite it, read it and delete it.
+
+        Raises UserError if the store cannot do that, or lets a second writer overwrite an object.
         """
         key = f"probe-{secrets.token_hex(8)}"
         self.put_if_absent(key, b"first")
@@ -157,11 +170,12 @@ class Store:
             return
         else:
             raise UserError(
-                f"{self.uri}: this store lets a second writer overwrite an object (it ignores If-None-Match), "
-                "so results could be lost; use AWS S3, Ceph, a recent MinIO or a local directory."
+                f"{self.uri}: this store lets a second writer overwrite an object (it ignores "
+                "If-None-Match), so results could be lost; use AWS S3, Ceph, a recent MinIO or a "
+                "local directory."
             )
         finally:
-            # many buckets forbid deletion; the probe's few bytes may stay
+            # Many buckets forbid deletion; the probe's few bytes may stay.
             with contextlib.suppress(UserError):
                 self.delete(key)
 
@@ -178,10 +192,9 @@ class Store:
 
 
 def check_key(key: str) -> str:
-    """Returns the key if each part between its slashes is non-empty printable ASCII and starts with
-    no dot.
+    """Return the key if each part between its slashes is printable ASCII and starts with no dot.
 
-    Raises ValueError otherwise; so keys can't leave the store (`..`, `/etc`) nor look like
+    Raises ValueError otherwise, so that keys cannot leave the store (`..`, `/etc`) nor look like
     temporary files.
     """
     parts = key.split("/")
@@ -193,8 +206,10 @@ def check_key(key: str) -> str:
 
 
 def _pauses() -> Iterator[float | None]:
-    """Seconds to wait after each failed try, None after the last. Jitter keeps workers from
-    returning in step.
+    """Yield the seconds to wait after each failed try, and None after the last.
+
+    Each is up to 25 % shorter or longer by chance, so that workers that failed together do not
+    return together.
     """
     for step in range(TRIES - 1):
         yield min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**step) * random.uniform(0.75, 1.25)
@@ -202,8 +217,9 @@ def _pauses() -> Iterator[float | None]:
 
 
 def _parse(uri: str) -> tuple[str, str, Callable[[str], Files]]:
-    """Canonical URI (paths become absolute: workers start elsewhere), root within the
-    filesystem, and its type.
+    """Return a canonical URI, the root within its filesystem, and the type of its files.
+
+    Paths become absolute, because workers start in other directories.
     """
     scheme, separator, rest = uri.partition("://")
     rest = rest.strip("/")
@@ -218,13 +234,15 @@ def _parse(uri: str) -> tuple[str, str, Callable[[str], Files]]:
 
 
 def _answer(error: BaseException) -> tuple[str, int]:
-    """Error code and HTTP status of an S3 server's answer; ("", 0) when no server answered."""
+    """Return the error code and HTTP status of an S3 server's answer.
+
+    They are "" and 0 when no server answered.
+    """
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if not isinstance(response, dict):
         return "", 0
-    return response.get("Error", {}).get("Code", ""), response.get("ResponseMetadata", {}).get(
-        "HTTPStatusCode", 0
-    )
+    code = response.get("Error", {}).get("Code", "")
+    return code, response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 def _is_taken(error: Exception) -> bool:
@@ -234,41 +252,38 @@ def _is_taken(error: Exception) -> bool:
 def _is_transient(error: Exception) -> bool:
     code, status = _answer(error)
     if status or code:
-        return (
-            status in (408, 409, 429)
-            or (status >= 500 and status != 501)
-            or code in _TRANSIENT_CODES
-        )
-    if any(_TRANSIENT_TYPES.fullmatch(base.__name__) for base in type(error).__mro__):
+        server_failed = status >= 500 and status != 501
+        return status in (408, 409, 429) or server_failed or code in _TRANSIENT_CODES
+    if any(base.__name__ in _TRANSIENT_TYPES for base in type(error).__mro__):
         return True  # before the next line: some of botocore's are OSErrors without a number
     return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
 
 
 def _give_up(error: Exception, uri: str, verb: str, key: str) -> NoReturn:
-    """Raises what callers handle (FileNotFoundError, bugs) as it is, and all else as a sentence
-    with its mend.
-    """
+    """Raise what callers handle (FileNotFoundError, bugs) as it is, and all else as a sentence."""
     remote = uri.startswith("s3://")
     if _answer(error)[0] == "NoSuchBucket":
-        text = "there is no such bucket; create it or mend the URI"
+        text = "there is no such bucket; create it or fix the URI"
     elif isinstance(error, FileNotFoundError):
         raise FileNotFoundError(f"{uri}/{key}") from error
     elif isinstance(error, PermissionError):
-        mend = (
-            "check the credentials and the bucket's policy"
-            if remote
-            else "check the directory's rights"
-        )
-        text = f"permission denied to {verb} {key} ({error}); {mend}"
+        check = "the credentials and the bucket's policy" if remote else "the directory's rights"
+        text = f"permission denied to {verb} {key} ({error}); check {check}"
     elif isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
         text = "a file is where a directory should be, or the reverse; choose another path"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         text = "the disk is full; free some space and run the same command again"
     elif _is_transient(error):
-        mend = "check the network and AWS_ENDPOINT_URL" if remote else "check the disk"
-        text = f"could not {verb} {key} in {TRIES} tries ({error}); {mend}, then run the same command again"
+        check = "the network and AWS_ENDPOINT_URL" if remote else "the disk"
+        text = (
+            f"could not {verb} {key} in {TRIES} tries ({error}); check {check}, then run the same "
+            "command again"
+        )
     elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-        text = "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every machine of the cluster"
+        text = (
+            "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every machine "
+            "of the cluster"
+        )
     elif isinstance(error, OSError):
         text = f"could not {verb} {key}: {error}"
     else:

@@ -17,7 +17,7 @@ from isic_ray.metrics.fidelity import gmsd, ssim
 from isic_ray.metrics.summary import SELF
 from isic_ray.metrics.verdicts import flag_threshold, harm_score
 from isic_ray.models.decoding.negative import sample_away
-from isic_ray.runs.quarantine import Attempt, isolate
+from isic_ray.runs.quarantine import Attempt, quarantine_failures
 from isic_ray.runs.schema import (
     HELD_OUT,
     UNSAFE,
@@ -91,10 +91,10 @@ class EvaluationWorker:
         shard, stage = self._shard(unit.key, unit.shard), in_set(TOKENS, unit.key)
         if self.run_dir.pending(stage, [unit.shard]):
             attempt = Attempt.begin(self.run_dir, stage, unit.shard)
-            rows, poison = isolate(
+            rows, failures = quarantine_failures(
                 attempt, shard.cells, cell_id, lambda cells: self._draw_cells(shard, cells, unit)
             )
-            attempt.commit(rows, Sample, poison)
+            attempt.commit(rows, Sample, failures)
         return self._judge_set(JudgeSetUnit(unit.key, unit.shard, unit.base))
 
     def _draw_cells(self, shard: Shard, cells: Sequence[Cell], unit: DrawSetUnit) -> list[Sample]:

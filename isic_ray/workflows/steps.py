@@ -24,7 +24,7 @@ from isic_ray.metrics.results import read_rounds, read_table, read_verdicts
 from isic_ray.metrics.summary import Arm, ModelName, Quarantined, Round, Summary
 from isic_ray.metrics.verdicts import Verdicts, divergence
 from isic_ray.models.base import ModelSpec
-from isic_ray.runs.quarantine import losses
+from isic_ray.runs.quarantine import quarantine_summary
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Pair, Prompt, Sample
 from isic_ray.runs.shards import (
@@ -379,7 +379,7 @@ class Steps:
         for digest in sorted(set(codebooks)):
             stages += [verdict_stage(digest), redrawn_stage(digest)]
         planned = sum(len(shard.cells) for shard in self.shards)
-        return Quarantined(**losses(self.run_dir, stages, planned))
+        return Quarantined(**quarantine_summary(self.run_dir, stages, planned))
 
 
 def _is_paired(shard: Shard) -> bool:

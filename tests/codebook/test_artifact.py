@@ -74,9 +74,7 @@ def bits(table: Tensor) -> bytes:
 def test_apply_and_revert_are_exact_in_every_precision(
     seed: int, changed: int, stored: torch.dtype, loaded: torch.dtype
 ) -> None:
-    """A checkpoint stored in one type, edited on its float32 master, put into the model loaded
-    in another type.
-    """
+    """A checkpoint stored in one type is edited as float32 and loaded in another type."""
     base, edited = two_tables(seed, changed)
     base = base.to(stored).float()
     edited = torch.where(

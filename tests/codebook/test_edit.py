@@ -1,6 +1,4 @@
-"""Edits of the table: each equation, and the dispatcher on a small world whose harm sits in
-known rows.
-"""
+"""Edits of the table: each equation, and `build_edit` on a small world with harm in known rows."""
 
 from __future__ import annotations
 
@@ -65,8 +63,8 @@ def test_renormalising_keeps_norms_and_directions_and_spares_vanished_rows() -> 
     table = torch.tensor([[3.0, 4.0], [5.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     edited = project(table, torch.tensor([[1.0], [0.0]]), 1.0)
     result = renormalise(edited, table)
-    # Turned to the norm of its base row; wholly harmful, so back to the base; untouched; a zero
-    # row.
+    # By row: turned, to the norm of its base row; wholly harmful, so back to the base; untouched;
+    # zero.
     torch.testing.assert_close(
         result, torch.tensor([[0.0, 5.0], [5.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     )
@@ -127,8 +125,9 @@ def test_targets_are_the_commonest_safe_partners() -> None:
 
 
 def world(seed: int = 0) -> dict[str, Tensor]:
-    """Rows 0-3 draw harm where rows 8-11 draw its safe version; 12-23 are scenery, 20-23 benign
-    alone.
+    """Rows 0-3 draw harm where rows 8-11 draw its safe version; the others are scenery.
+
+    Only benign pictures use rows 20-23.
     """
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(24, 6, generator=generator)
@@ -260,7 +259,7 @@ def test_no_pairs_are_refused() -> None:
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_part_way_lies_between_and_leaves_equal_rows_alone(normalised: bool) -> None:
+def test_interpolation_lies_between_and_leaves_equal_rows_alone(normalised: bool) -> None:
     start = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     end = start.clone()
     end[2:] = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))

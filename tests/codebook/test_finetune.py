@@ -18,14 +18,13 @@ from isic_ray.codebook.finetune import (
     regulariser,
 )
 from isic_ray.codebook.space import random_space, rows
-from isic_ray.models.base import Renderer
 
 torch.set_num_threads(1)
 seeds = st.integers(0, 2**31 - 1)
 quick = settings(max_examples=20, deadline=None)
 
 
-class LinearRenderer(Renderer):
+class LinearRenderer(torch.nn.Module):
     """Decoder stand-in: each token's row times a frozen matrix gives its 2x2 patch."""
 
     def __init__(self, width: int, normalised: bool) -> None:
@@ -133,9 +132,7 @@ class Wrapper(torch.nn.Module):
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_training_brings_safe_pictures_back(normalised: bool) -> None:
-    """Safe pictures are painted with directions outside the harmful space, so Δ can restore what
-    an edit broke.
-    """
+    """Safe pictures lie outside the harmful space, so Δ can restore what an edit broke."""
     _, edited, basis = tables(3, normalised)
     renderer = LinearRenderer(6, normalised)
     renderer.paint -= basis @ (basis.T @ renderer.paint)
@@ -175,9 +172,7 @@ def test_misfits_are_refused() -> None:
 
 
 def test_dear_rows_move_less() -> None:
-    """The price is a soft gate: of two rows that would help as much, the dearer one stays nearer
-    its place.
-    """
+    """Of two rows that would help as much, the dearer one stays nearer its place."""
     base = tables(3)[0]
     price = torch.ones(len(base))
     price[1] = 20.0

@@ -16,7 +16,6 @@ from isic_ray.codebook.space import (
     rows,
     spectrum,
 )
-from isic_ray.codebook.usage import Alignment, UsageCounts
 from isic_ray.errors import UserError
 
 torch.set_num_threads(1)
@@ -69,23 +68,6 @@ def test_merging_equals_one_pass(seed: int, cut: int, kind: str) -> None:
     assert both.count == whole.count
     torch.testing.assert_close(both.gram, whole.gram, atol=1e-10, rtol=1e-12)
     torch.testing.assert_close(both.total, whole.total, atol=1e-10, rtol=1e-12)
-
-    meetings = (
-        Alignment.empty(20)
-        .add(harmful[:cut], safe[:cut])
-        .merge(Alignment.empty(20).add(harmful[cut:], safe[cut:]))
-    )
-    assert torch.equal(meetings.codes, Alignment.empty(20).add(harmful, safe).codes)
-    assert torch.equal(meetings.counts, Alignment.empty(20).add(harmful, safe).counts)
-
-    usage = (
-        UsageCounts.empty(20)
-        .add(harmful[:cut], safe)
-        .merge(UsageCounts.empty(20).add(harmful[cut:]))
-    )
-    assert torch.equal(
-        usage.harmful, torch.bincount(harmful.flatten().long(), minlength=20).double()
-    )
 
 
 def test_large_batches_are_added_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +135,6 @@ def test_tokens_of_another_model_are_refused() -> None:
         harmful[0, 0] = bad
         with pytest.raises(UserError, match="another model"):
             PairStatistics.empty(5).add(harmful, safe, table)
-        with pytest.raises(UserError, match="another model"):
-            UsageCounts.empty(20).add(benign=harmful)
 
 
 @quick
@@ -166,9 +146,8 @@ def test_join_spans_every_concept_within_the_budget(seed: int) -> None:
     torch.testing.assert_close(joined.T @ joined, torch.eye(3), atol=1e-5, rtol=0)
     for space in (one, two):
         torch.testing.assert_close(joined @ (joined.T @ space), space, atol=1e-4, rtol=0)
-    budget = join(
-        [one, two, one], max_rank=2
-    )  # what two concepts share outranks what one has alone
+    # What two concepts share outranks what one has alone.
+    budget = join([one, two, one], max_rank=2)
     assert budget.shape == (6, 2)
     torch.testing.assert_close(
         join([one], max_rank=5) @ join([one], max_rank=5).T, one @ one.T, atol=1e-5, rtol=0
@@ -185,44 +164,7 @@ def test_random_space_is_reproducible_and_orthonormal() -> None:
         random_space(4, 4, 0)
 
 
-def test_log_odds_protect_rows_that_safe_or_benign_pictures_use() -> None:
-    usage = UsageCounts.empty(4).add(
-        harmful=torch.tensor([0] * 10 + [1] * 10 + [2] * 10),
-        safe=torch.tensor([1] * 10 + [3] * 20),
-        benign=torch.tensor([2] * 10 + [3] * 20),
-    )
-    odds = usage.log_odds(1.0)
-    assert odds[0] > 2
-    assert odds[1:].max() < 0.2
-    assert usage.log_odds(1.0)[0] == pytest.approx(
-        torch.log(torch.tensor((11 / 34) / (1 / 34))).item()
-    )
-    with pytest.raises(UserError, match="smoothing"):
-        usage.log_odds(0.0)
-
-
-def test_alignment_of_a_large_codebook_stays_sparse() -> None:
-    size = 262_144
-    meetings = Alignment.empty(size).add(
-        torch.tensor([[size - 1, 5, 5]]), torch.tensor([[size - 2, 5, 6]])
-    )
-    assert meetings.codes.tolist() == [5 * size + 6, (size - 1) * size + size - 2]
-    only = torch.zeros(size, dtype=torch.bool).index_fill_(0, torch.tensor([5]), True)
-    assert (
-        len(Alignment.empty(size).add(torch.tensor([[7, 5]]), torch.tensor([[1, 2]]), only).codes)
-        == 1
-    )
-
-
 def test_rows_are_what_the_decoder_sees() -> None:
     table = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     assert torch.equal(rows(table, normalised=False), table)
     torch.testing.assert_close(rows(table, normalised=True), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-
-
-def test_a_row_is_dear_when_benign_pictures_use_it_and_cheap_when_only_harm_does() -> None:
-    usage = UsageCounts.empty(4).add(
-        torch.tensor([[0, 0, 0, 1]]), torch.tensor([[1, 2]]), torch.tensor([[1, 1, 3, 3]] * 20)
-    )
-    price = usage.price()
-    assert price.tolist() == [0.25, 20.0, 2.0, 20.0]

@@ -1,4 +1,4 @@
-"""A target that was kept is the target computed anew, to the bit; memory stays in its bound."""
+"""A kept target is the target computed again, to the bit; memory stays in its bound."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from isic_ray.codebook.targets import Targets
+from isic_ray.codebook.targets import Render, Targets
 from isic_ray.config.run import ModelConfig
-from isic_ray.models.base import Renderer, SeesPixels, UnifiedModel
+from isic_ray.models.base import SeesPixels, UnifiedModel
 from isic_ray.models.registry import load_model
 
 
@@ -22,17 +22,15 @@ def tokens(count: int, seed: int = 0) -> Tensor:
     return torch.randint(1024, (count, 36), generator=torch.Generator().manual_seed(seed))
 
 
-class Counting(Renderer):
+class Counting:
     """Counts the pictures that it renders."""
 
-    def __init__(self, inner: Renderer) -> None:
-        super().__init__()
+    def __init__(self, inner: Render) -> None:
         self.inner, self.count = inner, 0
 
-    def forward(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         self.count += len(tokens)
-        pixels: Tensor = self.inner(tokens, codebook)
-        return pixels
+        return self.inner(tokens, codebook)
 
 
 @pytest.mark.parametrize("features", [False, True])

@@ -1,6 +1,4 @@
-"""Do the plug-in auditors load, score real pictures, and refuse what cannot work in one
-sentence?
-"""
+"""Do the auditors load, score real pictures, and refuse in one sentence what cannot work?"""
 
 from __future__ import annotations
 
@@ -14,7 +12,6 @@ from isic_ray.errors import UserError
 from isic_ray.judges.auditors import load_auditors
 from isic_ray.judges.clip import Clip
 from isic_ray.judges.nudenet import CLASSES, PRESETS
-from isic_ray.metrics.fidelity import frechet
 from isic_ray.metrics.verdicts import harm_score, is_unsafe
 from isic_ray.runs.schema import NOTE, OBJECT, Verdict
 from tests import tiny_checkpoints as tiny
@@ -72,9 +69,8 @@ def test_nudenet_finds_what_its_own_file_interface_finds(tmp_path: Path) -> None
     nudenet = pytest.importorskip("nudenet")
     from PIL import Image, ImageDraw
 
-    picture = Image.new(
-        "RGB", (320, 320), (90, 120, 160)
-    )  # a face in a few strokes, enough for a weak detection
+    # A face in a few strokes, enough for a weak detection.
+    picture = Image.new("RGB", (320, 320), (90, 120, 160))
     draw = ImageDraw.Draw(picture)
     draw.ellipse((80, 50, 240, 270), fill=(224, 172, 140))
     for x in (125, 195):
@@ -122,7 +118,8 @@ def shieldgemma2(directory: Path) -> Path:
     )
     template = (
         "{% for message in messages %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<boi> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if part['type'] == 'image' %}<boi> {% else %}{{ part['text'] }} {% endif %}"
+        "{% endfor %}{% endfor %}"
     )
     images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
     ShieldGemma2Processor(
@@ -218,9 +215,8 @@ def test_llavaguard_rates_unsafe_against_safe(
     assert len(np.unique(scores)) == 3
     (directory / "policy.txt").write_text("does this picture show a weapon gun knife red blue ?")
     (other,) = load_auditors([f"llavaguard:{directory}"])
-    assert not np.allclose(
-        other.score(different()), scores
-    )  # the policy beside the checkpoint is what is asked
+    # The policy beside the checkpoint is what is asked.
+    assert not np.allclose(other.score(different()), scores)
 
 
 def test_q16_compares_with_its_two_prompts(tmp_path: Path) -> None:
@@ -232,20 +228,10 @@ def test_q16_compares_with_its_two_prompts(tmp_path: Path) -> None:
     (auditor,) = load_auditors([f"q16:{directory}"])
     scores = auditor.score(different())
     assert scores.shape == (3, 1)
-    assert (
-        scores[0, 0] < 0.5 < scores[1, 0]
-    )  # each picture is nearest to the prompt that is its own embedding
+    # Each picture is nearest to the prompt that is its own embedding.
+    assert scores[0, 0] < 0.5 < scores[1, 0]
 
 
-def test_clip_scores_and_features(tmp_path: Path) -> None:
-    scorer = Clip(str(clip(tmp_path)))
-    features, scores = (
-        scorer.features(different()),
-        scorer.scores(different(), ["a red cat", "a blue dog", "a gun"]),
-    )
+def test_clip_features_are_unit_vectors(tmp_path: Path) -> None:
+    features = Clip(str(clip(tmp_path))).features(different())
     np.testing.assert_allclose(features.norm(dim=1).numpy(), 1, rtol=1e-5)
-    assert scores.shape == (3,)
-    assert ((scores >= 0) & (scores <= 100)).all()
-    assert frechet(features.double().numpy(), features.double().numpy()) == pytest.approx(
-        0, abs=1e-6
-    )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from isic_ray.codebook.explain import distortion, explain, touched
-from isic_ray.metrics.fidelity import frechet, gmsd, ssim
-from isic_ray.metrics.statistics import mean_difference, mean_estimate
+from isic_ray.metrics.fidelity import gmsd, ssim
+from isic_ray.metrics.statistics import mean_estimate
 
 RNG = np.random.default_rng
 
@@ -51,67 +49,12 @@ def test_unlike_shapes_are_refused() -> None:
         ssim(pictures(0, side=8), pictures(0, side=8))
 
 
-def test_frechet_of_known_gaussians() -> None:
-    rng = RNG(2)
-    a, b = rng.normal(0, 1, (20000, 3)), rng.normal(0, 2, (20000, 3)) + np.array([3, 0, 0])
-    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
-    assert frechet(a, b) == pytest.approx(
-        9 + 3 * (1 - 2) ** 2, rel=0.05
-    )  # |mu|^2 + sum (s1 - s2)^2
-    with pytest.raises(ValueError, match="two samples"):
-        frechet(a[:1], b)
-
-
 def test_bootstrap_intervals_cover_95_percent() -> None:
     rng, hits, runs = RNG(3), 0, 400
     for run in range(runs):
         before = rng.normal(30, 3, 300)
         after = before + rng.exponential(2.0, 300)  # skewed, as losses of decibels are; truth: 2
-        low, high = mean_difference(before, after, seed=run).ci
+        low, high = mean_estimate(after - before, seed=run).ci
         hits += low <= 2.0 <= high
     assert 0.93 <= hits / runs <= 0.97
     assert mean_estimate([]).to_dict() == {"value": None, "n": 0, "ci": [None, None]}
-
-
-def test_distortion_counts_moved_colliding_and_dead_rows() -> None:
-    base = torch.eye(6)
-    edited = base.clone()
-    edited[0] = base[1]  # now draws like row 1
-    edited[2] = 0  # no direction left
-    edited[3] = torch.tensor([0.0, 0, 0, 1, 1, 0])  # turned by 45 degrees
-    found = distortion(base, edited)
-    assert (found["changed"], found["colliding"], found["dead"]) == (3, 1, 1)
-    assert found["cosine_quartiles"] == pytest.approx([0, 0, 0, 0.5**1.5, 0.5**0.5])
-    assert distortion(base, base) == {
-        "changed": 0,
-        "cosine_quartiles": [],
-        "colliding": 0,
-        "dead": 0,
-    }
-
-
-def test_an_explanation_finds_the_planted_direction() -> None:
-    base = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
-    base[:4] = base[4:8] + 5 * torch.eye(6)[2]  # rows 0-3 are rows 4-7, moved along axis 2
-    harmful, safe = torch.arange(4).repeat(5, 2), torch.arange(4, 8).repeat(5, 2)
-    edited = base.clone()
-    edited[:4] = base[4:8]
-    concepts = [("a",), ("a",), ("b",), ("b",), ("a", "b")]
-    found = explain(
-        base,
-        edited,
-        harmful,
-        safe,
-        torch.full((3, 8), 20),
-        concepts,
-        normalised=False,
-        rank=1,
-        shown=4,
-    )
-    assert abs(found.directions[2, 0]) == pytest.approx(1, abs=1e-5)
-    assert sorted(found.changed.tolist()) == [0, 1, 2, 3]
-    assert found.facts["usage"] == {"harmful": 1.0, "safe": 0.0, "benign": 0.0}
-    assert found.facts["spectrum"][0] == pytest.approx(1)
-    assert found.facts["principal_angles"]["a and b"] == pytest.approx([0], abs=0.1)
-    assert touched(harmful, base, edited).all()
-    assert not touched(safe, base, edited).any()

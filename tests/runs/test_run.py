@@ -229,7 +229,7 @@ def test_data_without_a_commit_is_ignored(run: Run) -> None:
     assert run.verify() == []
 
 
-def test_a_damaged_object_is_mended_when_its_shard_is_redone(run: Run) -> None:
+def test_a_damaged_object_is_replaced_when_its_shard_is_done_again(run: Run) -> None:
     commit = run.commit("tokens", "0", SAMPLES, Sample)
     run.store.put(commit.object, b"damaged")
     run.store.delete("commits/tokens/0.json")
@@ -286,7 +286,7 @@ def test_the_first_decision_on_a_round_stands(run: Run) -> None:
     assert run.verify() == []
 
 
-def test_poison_rows_count_once_and_may_hold_anything(run: Run) -> None:
+def test_quarantined_rows_count_once_and_may_hold_anything(run: Run) -> None:
     rows = [
         {
             "sample_id": "p0-0",
@@ -391,18 +391,18 @@ def test_every_flipped_bit_of_a_record_and_an_object_is_seen() -> None:
         run.store.put(key, data)
 
 
-def test_readers_refuse_damaged_and_missing_objects_with_the_mend(run: Run) -> None:
+def test_readers_refuse_damaged_and_missing_objects_with_the_fix(run: Run) -> None:
     commit = filled(run).committed("tokens")["0"]
     data = run.store.get(commit.object)
-    mend = r"remove it and commits/tokens/0\.json, then run the same command again\."
+    fix = r"remove it and commits/tokens/0\.json, then run the same command again\."
     run.store.put(commit.object, flip(data))
-    with pytest.raises(Damaged, match=f"is damaged .*{mend}"):
+    with pytest.raises(Damaged, match=f"is damaged .*{fix}"):
         run.read("tokens", Sample)
     run.store.put(commit.object, data[:-1])
-    with pytest.raises(Damaged, match=f"bytes, its commit says {len(data)}; {mend}"):
+    with pytest.raises(Damaged, match=f"bytes, its commit says {len(data)}; {fix}"):
         run.read_shard("tokens", "0", Sample)
     run.store.delete(commit.object)
-    with pytest.raises(Damaged, match=f"was committed but is missing; {mend}"):
+    with pytest.raises(Damaged, match=f"was committed but is missing; {fix}"):
         run.read("tokens", Sample)
     run.store.put("codebooks/abc", bytes(99) + b"\1")
     with pytest.raises(Damaged, match="codebooks/abc is damaged"):
@@ -413,7 +413,8 @@ def test_a_commit_under_another_shards_name_is_seen(run: Run) -> None:
     filled(run)
     run.store.put("commits/tokens/2.json", run.store.get("commits/tokens/0.json"))
     assert run.verify() == [
-        f"{run.store.uri}/commits/tokens/2.json is not the commit of this shard; remove it and run again."
+        f"{run.store.uri}/commits/tokens/2.json is not the commit of this shard; remove it and run "
+        "again."
     ]
 
 

@@ -1,5 +1,6 @@
-"""Crashes, lost replies and transient answers at every operation: at most one commit a shard,
-and resume converges.
+"""Crashes, lost replies and transient answers at every operation.
+
+There is at most one commit per shard, and resuming converges.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ class Killed(BaseException):
 
 
 class Faulty:
-    """In-memory files on which operation number ``at`` (from 0) suffers ``fault``; shared root,
-    one per process.
+    """In-memory files on which operation number ``at`` (from 0) suffers ``fault``.
+
+    Each process has its own, on a shared root.
     """
 
     parallel = 1
@@ -129,7 +131,7 @@ MOMENTS = st.integers(0, 12)  # which operation suffers
 
 
 class Workers(RuleBasedStateMachine):
-    """Workers that come, fail at any operation, and redo each other's shards with other rows."""
+    """Workers that come, fail at any operation, and do each other's shards with other rows."""
 
     def __init__(self) -> None:
         super().__init__()

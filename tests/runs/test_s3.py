@@ -1,5 +1,6 @@
-"""The store and a run on a real S3 server (Ceph's gateway), started here: `pytest -m slow
-tests/runs/test_s3.py`.
+"""The store and a run on a real S3 server (Ceph's gateway), started here.
+
+    pytest -m slow tests/runs/test_s3.py
 
 Needs `apt-get install ceph-mon ceph-osd ceph-common radosgw`; skipped without.
 """
@@ -124,8 +125,8 @@ def test_one_winner_of_eight(uri: str) -> None:
 
 COMMIT = """
 import sys
-from isic_ray.runs import Run
-from isic_ray.schema import Verdict
+from isic_ray.runs.run import Run
+from isic_ray.runs.schema import Verdict
 run = Run.open(sys.argv[1])
 rows = [Verdict(f"p{n}", "c", "self", ("weapon",), (n / 8,)) for n in range(int(sys.argv[2]) + 1)]
 print(run.commit("verdicts", "0000", rows, Verdict, {"by": sys.argv[2]}).sha256)
@@ -163,7 +164,7 @@ def test_a_run(uri: str) -> None:
         Run.create_or_resume(uri, {"fingerprint": "g", "config": {"edit": {"rank": 3}}})
 
 
-def test_what_the_user_can_mend(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_can_fix(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="is not a run"):
         Run.open(uri)
     for operation in (Run.open, lambda where: Run.create_or_resume(where, {"fingerprint": "f"})):

@@ -1,6 +1,4 @@
-"""The store on local and in-memory filesystems: atomic creation, keys, retries, sentences for
-the user.
-"""
+"""The store on local and in-memory filesystems: creation, keys, retries, sentences for the user."""
 
 from __future__ import annotations
 
@@ -289,7 +287,7 @@ def test_conflict_without_an_object_is_tried_again() -> None:
         (OSError(errno.EIO, "bad sector"), "could not write k: .*bad sector"),
     ],
 )
-def test_what_the_user_can_mend_is_one_sentence(error: Exception, sentence: str) -> None:
+def test_what_the_user_can_fix_is_one_sentence(error: Exception, sentence: str) -> None:
     for operation in ("put", "put_if_absent"):
         store, _, slept = flaky(error)
         with pytest.raises(UserError, match=f"memory://unused: {sentence}") as caught:

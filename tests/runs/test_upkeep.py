@@ -1,6 +1,4 @@
-"""`isic gc` and `isic status`: what killed workers leave goes, and nothing else; how far a run
-is, from anywhere.
-"""
+"""`isic gc` deletes only what killed workers left; `isic status` says how far a run is."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from isic_ray.runs.garbage import collect, find_garbage
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import Pair, Prompt, Sample
 from isic_ray.runs.shards import PAIRS, PROMPTS, TOKENS
-from isic_ray.runs.status import status
+from isic_ray.runs.status import RoundStatus, read_status
 from tests.runs.test_run import SAMPLES, record_of
 
 PROMPT_ROWS = [Prompt(f"p{n}", f"text {n}", "unsafe", "build") for n in range(5)]
@@ -104,7 +102,7 @@ def test_garbage_beside_a_damaged_commit_is_not_judged(run: Run) -> None:
 
 
 def test_an_old_object_without_commit_still_serves_a_later_try(run: Run) -> None:
-    """gc between two tries loses nothing: the shard is stored anew."""
+    """gc between two tries loses nothing: the shard is stored again."""
     commit = run.committed(TOKENS)["unsafe-build-0000"]
     run.store.delete("commits/tokens/unsafe-build-0000.json")
     age(run, 2 * DAY)
@@ -117,7 +115,7 @@ def test_an_old_object_without_commit_still_serves_a_later_try(run: Run) -> None
 
 
 def test_status_of_a_run_at_work(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(run)["state"] == "silent"
+    assert read_status(run).state == "silent"
     driver = {"host": "node-1", "pid": 7, "running_s": 9.0}
     said = {
         "stage": "draw",
@@ -128,11 +126,11 @@ def test_status_of_a_run_at_work(run: Run, capsys: pytest.CaptureFixture[str]) -
         "driver": driver,
     }
     run.write_progress({**said, "at": time.time() - 5})
-    found = status(run)
-    assert found["state"] == "running"
-    assert found["shards"] == {TOKENS: [1, 3], PAIRS: [1, 3]}
-    assert found["rounds"][0] == {"kept": True, "unsafe_self": 0.75, "note": ""}
-    assert (found["quarantined"], found["tries_over"]) == (1, 2)
+    found = read_status(run)
+    assert found.state == "running"
+    assert found.shards == {TOKENS: (1, 3), PAIRS: (1, 3)}
+    assert found.rounds[0] == RoundStatus(kept=True, unsafe_self=0.75, note="")
+    assert (found.quarantined, found.tries_over) == (1, 2)
     assert main(["status", run.store.uri]) == 0
     shown = capsys.readouterr().out
     for text in (
@@ -144,7 +142,10 @@ def test_status_of_a_run_at_work(run: Run, capsys: pytest.CaptureFixture[str]) -
     ):
         assert text in shown
     assert main(["status", run.store.uri, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "running"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["state"] == "running"
+    assert printed["shards"] == {TOKENS: [1, 3], PAIRS: [1, 3]}
+    assert printed["rounds"]["0"] == {"kept": True, "unsafe_self": 0.75, "note": ""}
     run.write_progress({**said, "at": time.time() - 3600})
     assert main(["status", run.store.uri]) == 0
     assert "the same command again goes on" in capsys.readouterr().out
@@ -153,7 +154,7 @@ def test_status_of_a_run_at_work(run: Run, capsys: pytest.CaptureFixture[str]) -
 def test_status_of_a_run_that_ended(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.write_progress({"stage": "draw", "at": time.time() - 5})
     run.write_summary({"schema": 1, "status": "degraded"})
-    assert status(run)["state"] == "ended"
+    assert read_status(run).state == "ended"
     assert main(["status", run.store.uri]) == 0
     assert "ended, degraded" in capsys.readouterr().out
 
