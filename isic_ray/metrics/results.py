@@ -19,8 +19,8 @@ from isic_ray.codebook import SafeCodebook
 from isic_ray.codebook.explain import Explanation, explain
 from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
-from isic_ray.metrics.summary import Round, Summary, check_version
-from isic_ray.metrics.verdicts import SELF, Verdicts
+from isic_ray.metrics.summary import SELF, Round, Summary, check_version
+from isic_ray.metrics.verdicts import Verdicts
 from isic_ray.runs.quarantine import set_aside
 from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, BUILD, Pair, Prompt, Sample, Verdict
@@ -75,11 +75,20 @@ class RunResults:
 
     @classmethod
     def open(cls, uri: str) -> RunResults:
-        """Open the run at ``uri``. Raises UserError when there is none, or it has not ended."""
+        """Open the finished run at ``uri``.
+
+        Raises UserError when there is none, when it has not ended, and when another version of
+        isic_ray wrote its results.
+        """
         run = Run.open(uri)
         if not run.store.exists("summary.json"):
-            raise UserError(f"the run at {uri} has not ended; let it end first.")
-        return cls(run)
+            raise UserError(
+                f"the run at {uri} has not ended; "
+                "give the same `isic run` command again to go on with it."
+            )
+        results = cls(run)
+        _ = results.summary  # refuses other versions before a caller loads a model
+        return results
 
     @cached_property
     def summary(self) -> Summary:
@@ -105,7 +114,8 @@ class RunResults:
             )
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{self.run.store.uri} was made with settings that this version does not know: {error}"
+                f"{self.run.store.uri} was made with settings that this version does not know "
+                f"({error}); use the isic_ray version that made it, or make the run again."
             ) from error
 
     @property
