@@ -16,6 +16,7 @@ from isic_ray.cli.options import (
 
 if TYPE_CHECKING:
     from isic_ray.config.run import RunConfig
+    from isic_ray.metrics.summary import Quarantined
     from isic_ray.workflows.estimate import Estimate
 
 # For `isic plan`, which loads no model.
@@ -63,16 +64,16 @@ def _run(args: argparse.Namespace) -> int:
     summary = run_isic(config, out, verbose=args.verbose)
     print(table(summary))
     print(f"report: {write_report(out)}")
-    degraded = summary["status"] == "degraded"
-    if summary["quarantined"]["rows"]:
-        print(_quarantine_note(summary["quarantined"], out, degraded))
+    degraded = summary.status == "degraded"
+    if summary.quarantined.rows:
+        print(_quarantine_note(summary.quarantined, out, degraded))
     return PROBLEM if degraded else OK
 
 
-def _quarantine_note(lost: dict[str, Any], out: str, degraded: bool) -> str:
-    first, count = next(iter(lost["errors"].items()))
-    text = f"{lost['rows']:,} rows ({lost['share']:.1%} of the pictures) were set aside in {out}/quarantine; "
-    text += f"{count:,} of them like this: {first}."
+def _quarantine_note(lost: Quarantined, out: str, degraded: bool) -> str:
+    first, count = next(iter(lost.errors.items()))
+    text = f"{lost.rows:,} rows ({lost.share:.1%} of the pictures) were set aside in "
+    text += f"{out}/quarantine; {count:,} of them like this: {first}."
     if degraded:
         text += "\nThe run is degraded: mend the cause and give another --out to draw them again, or accept the loss: "
         text += "raise execution.quarantine_share and give the same command again."
