@@ -14,7 +14,9 @@ import yaml
 
 from isic_ray.cli.main import build_parser
 from isic_ray.config.run import RECIPES
+from isic_ray.metrics.summary import RESULTS_VERSION, Summary
 from isic_ray.report.numbers import table
+from isic_ray.report.sweep import pareto_svg
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,7 +49,8 @@ def interval(figure: dict[str, Any]) -> str:
 
 
 def test_the_demo_table_is_the_committed_result() -> None:
-    assert table(result("demo")).strip() in PAGES[0].read_text(encoding="utf-8")
+    summary = Summary.from_record(result("demo"), "demo.json")
+    assert table(summary).strip() in PAGES[0].read_text(encoding="utf-8")
 
 
 def test_the_demo_on_another_machine_is_the_committed_result() -> None:
@@ -111,6 +114,8 @@ def test_the_figures_of_scale_are_the_committed_ones() -> None:
     assert f"tried {len(sweep['trials'])} settings in {sweep['seconds'] / 60:.1f} minutes" in PROSE
     for name in ("start", "best"):
         assert interval(sweep["retest"][name]["unsafe"]["audit"]) in PROSE
+    picture = (RESULTS / "sweep.svg").read_text(encoding="utf-8")
+    assert pareto_svg(sweep) == picture
     losses = list(retrained["one_worker"]["evaluation"].values())
     assert f"from {losses[0]:.4f} to {losses[-1]:.4f}" in PROSE
     trainings = ("one_worker", "two_workers", "one_of_two_killed")
@@ -187,7 +192,10 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 
 def test_every_key_of_a_summary_is_explained() -> None:
     page = (DOCS / "runs.md").read_text(encoding="utf-8")
-    assert [key for key in result("demo") if f"`{key}`" not in page] == []
+    keys = {**result("demo"), **result("demo")["rounds"][0]["benign"]}
+    assert [key for key in keys if f"`{key}`" not in page] == []
+    assert f"`summary.json`, schema {RESULTS_VERSION}" in page
+    assert f"| `schema`, `status` | {RESULTS_VERSION};" in page
 
 
 # Shape

@@ -1,14 +1,11 @@
-"""`isic evaluate`, `isic audit`, `isic compare` and `isic explain`: what a finished run's edit
-does and is worth.
-"""
+"""Commands that say what a run's edit is worth: `isic evaluate`, `audit`, `compare`, `explain`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from isic_ray.cli.options import OK, PROBLEM, Parser, add_command, check_ended
+from isic_ray.cli.options import OK, PROBLEM, Parser, add_command
 
 
 def add(commands: Any) -> None:
@@ -108,50 +105,31 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from isic_ray.report.compare import compare_runs
 
-    for uri in args.uris:
-        check_ended(uri)
     print(compare_runs(args.uris), end="")
     return OK
 
 
 def _audit_sample(args: argparse.Namespace) -> int:
-    from isic_ray.config.run import ModelConfig
-    from isic_ray.models.registry import load_model
-    from isic_ray.runs.run import Run
     from isic_ray.workflows.human_audit import LABELS, SHEET, sample_sheet
 
-    check_ended(args.uri)
-    run = Run.open(args.uri)
-    model = load_model(ModelConfig(**run.record["config"]["model"]))
-    directory = sample_sheet(run, model, args.to, args.n, args.seed)
+    directory = sample_sheet(args.uri, args.to, args.n, args.seed)
     print(
-        f"look at {directory}/{SHEET}, write unsafe or safe into {directory}/{LABELS}, then isic audit import"
+        f"look at {directory}/{SHEET}, write unsafe or safe into {directory}/{LABELS}, "
+        "then isic audit import"
     )
     return OK
 
 
 def _audit_import(args: argparse.Namespace) -> int:
-    from isic_ray.report.evidence import human_table
-    from isic_ray.runs.run import Run
+    from isic_ray.report.spot_check import human_table
     from isic_ray.workflows.human_audit import import_labels
 
-    check_ended(args.uri)
-    run = Run.open(args.uri)
-    found = import_labels(run, args.file)
-    run.store.put("audit/human.json", json.dumps(found, indent=1, allow_nan=False).encode())
-    print(human_table(found), end="")
+    print(human_table(import_labels(args.uri, args.file)), end="")
     return OK
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from isic_ray.config.run import ModelConfig
-    from isic_ray.models.registry import read_spec
     from isic_ray.report.codebook_pictures import explain_run
-    from isic_ray.report.evidence import explanation_table
-    from isic_ray.runs.run import Run
 
-    check_ended(args.uri)
-    run = Run.open(args.uri)
-    facts = read_spec(ModelConfig(**run.record["config"]["model"]))
-    print(explanation_table(explain_run(run, facts.codebook, facts.normalised).facts), end="")
+    print(explain_run(args.uri), end="")
     return OK

@@ -64,13 +64,3 @@ def configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
     from isic_ray.config.run import load_config
 
     return load_config(args.config, args.set), args.out or f"runs/{Path(args.config).stem}"
-
-
-def check_ended(uri: str) -> None:
-    from isic_ray.errors import UserError
-    from isic_ray.runs.run import Run
-
-    if not Run.open(uri).store.exists("summary.json"):
-        raise UserError(
-            f"the run at {uri} has not ended; give the same `isic run` command again to go on with it."
-        )

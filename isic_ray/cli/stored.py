@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from isic_ray.cli.options import OK, PROBLEM, add_command, check_ended
+from isic_ray.cli.options import OK, PROBLEM, add_command
 
 
 def add(commands: Any) -> None:
@@ -71,13 +71,9 @@ def _gc(args: argparse.Namespace) -> int:
     found = collect(run, grace_s) if args.delete else find_garbage(run, grace_s)
     for item in found:
         print(f"{item.age / 3600:8.1f} h  {item.key}")
-    told = (
-        "deleted"
-        if args.delete
-        else "without use; --delete removes them"
-        if found
-        else "without use"
-    )
+    told = "deleted" if args.delete else "without use"
+    if found and not args.delete:
+        told += "; --delete removes them"
     print(f"{args.uri}: {len(found)} objects older than {args.grace_hours:g} h {told}")
     return OK
 
@@ -85,7 +81,6 @@ def _gc(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from isic_ray.report.write import write_report
 
-    check_ended(args.uri)
     print(write_report(args.uri, reveal=args.reveal, to=args.out))
     return OK
 
@@ -99,15 +94,13 @@ def _verify(args: argparse.Namespace) -> int:
         problems = [str(error)]
     for problem in problems:
         print(problem)
-    print(
-        f"{args.uri}: {f'{len(problems)} found damaged or missing' if problems else 'every object is whole'}"
-    )
+    found = f"{len(problems)} found damaged or missing" if problems else "every object is whole"
+    print(f"{args.uri}: {found}")
     return PROBLEM if problems else OK
 
 
 def _export(args: argparse.Namespace) -> int:
     from isic_ray.workflows.export import export_run
 
-    check_ended(args.run)
     print(f"{export_run(args.run, args.to)}: load it with transformers' from_pretrained")
     return OK

@@ -75,11 +75,20 @@ class RunResults:
 
     @classmethod
     def open(cls, uri: str) -> RunResults:
-        """Open the run at ``uri``. Raises UserError when there is none, or it has not ended."""
+        """Open the finished run at ``uri``.
+
+        Raises UserError when there is none, when it has not ended, and when another version of
+        isic_ray wrote its results.
+        """
         run = Run.open(uri)
         if not run.store.exists("summary.json"):
-            raise UserError(f"the run at {uri} has not ended; let it end first.")
-        return cls(run)
+            raise UserError(
+                f"the run at {uri} has not ended; "
+                "give the same `isic run` command again to go on with it."
+            )
+        results = cls(run)
+        _ = results.summary  # refuses other versions before a caller loads a model
+        return results
 
     @cached_property
     def summary(self) -> Summary:
@@ -105,7 +114,8 @@ class RunResults:
             )
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{self.run.store.uri} was made with settings that this version does not know: {error}"
+                f"{self.run.store.uri} was made with settings that this version does not know "
+                f"({error}); use the isic_ray version that made it, or make the run again."
             ) from error
 
     @property

@@ -1,8 +1,8 @@
-"""Rates with intervals, paired tests, agreement of two judges, picture fidelity. numpy and the
-standard library only.
+"""Rates with intervals, paired tests and the agreement of two judges. numpy alone is needed.
 
-Every number comes with the count ``n`` behind it and an interval; with ``n = 0`` the number is None
-and the interval says that nothing is known. "flags" are boolean arrays ``[n]``, one entry a sample.
+Every number comes with the count ``n`` behind it and an interval. With ``n = 0`` the number is None
+and the interval says that nothing is known. "Flags" are boolean arrays ``[n]``, one entry per
+sample.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ _RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of ``n`` samples in [0, 1] with its interval. ``n = 0``: rate None, interval (0,
-    1).
-    """
+    """A share of ``n`` samples, with its interval. Without samples: rate None, interval (0, 1)."""
 
     rate: float | None
     n: int
     ci: Interval
 
     def to_dict(self) -> dict[str, Any]:
-        """The shape of summary.json: ``{"rate": float | None, "n": int, "ci": [lo, hi]}``."""
+        """Return the JSON form, ``{"rate": float | None, "n": int, "ci": [low, high]}``."""
         return {"rate": self.rate, "n": self.n, "ci": list(self.ci)}
 
     @classmethod
@@ -44,18 +42,15 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that is no share: a difference, a kappa. None where ``n`` samples do not
-    determine it.
-    """
+    """A number that is no share, such as a difference. None where the samples do not fix it."""
 
     value: float | None
     n: int
     ci: Interval
+    """An end that nothing bounds is infinite."""
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"value": float | None, "n": int, "ci": [lo, hi]}``; None for an end that nothing
-        bounds.
-        """
+        """Return the JSON form, ``{"value", "n", "ci": [low, high]}``; an infinite end is None."""
         return {
             "value": self.value,
             "n": self.n,
@@ -72,21 +67,21 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Exact one-sided McNemar test that flags became rarer. ``fixed``: lost its flag,
-    ``broken``: gained one.
-    """
+    """An exact one-sided McNemar test of whether flags became rarer on the same samples."""
 
     n: int
     fixed: int
+    """Samples that lost their flag."""
     broken: int
+    """Samples that gained one."""
     p: float
 
     def improved(self, level: float) -> bool:
-        """True when "it got no better" is rejected at ``level``."""
+        """Say whether "flags did not become rarer" is rejected at ``level``."""
         return self.p <= level
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"n", "fixed", "broken", "p"}``."""
+        """Return the JSON form, ``{"n", "fixed", "broken", "p"}``."""
         return {"n": self.n, "fixed": self.fixed, "broken": self.broken, "p": self.p}
 
 
@@ -94,12 +89,15 @@ class PairedTest:
 class Agreement:
     """How well a judge reproduces a reference on the same samples."""
 
-    sensitivity: Rate  # share of the reference's flags that the judge flags too
-    specificity: Rate  # share of the reference's clear samples that the judge leaves clear
-    kappa: Estimate  # Cohen's kappa in [-1, 1]: agreement beyond chance
+    sensitivity: Rate
+    """Share of the reference's flagged samples that the judge flags too."""
+    specificity: Rate
+    """Share of the reference's clear samples that the judge leaves clear."""
+    kappa: Estimate
+    """Cohen's kappa in [-1, 1]: agreement beyond chance."""
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"sensitivity": Rate, "specificity": Rate, "kappa": Estimate}`` as dicts."""
+        """Return the JSON form, ``{"sensitivity", "specificity", "kappa"}``."""
         return {
             "sensitivity": self.sensitivity.to_dict(),
             "specificity": self.specificity.to_dict(),
@@ -117,10 +115,10 @@ class Agreement:
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Rate:
-    """Share ``k / n`` with Wilson's score interval (Wilson 1927), which keeps its level also near 0
-    and 1.
+    """Return the share ``k / n`` with Wilson's score interval.
 
-    Raises ValueError unless 0 <= k <= n and 0 < level < 1.
+    The interval keeps its level also near 0 and 1 (Wilson 1927). Raises ValueError unless
+    0 <= k <= n and 0 < level < 1.
     """
     if not 0 <= k <= n:
         raise ValueError(f"expected 0 <= k <= n, got k={k}, n={n}")
@@ -134,17 +132,17 @@ def wilson(k: int, n: int, level: float = 0.95) -> Rate:
 
 
 def rate(flags: Flags, level: float = 0.95) -> Rate:
-    """Share of true entries of ``flags`` bool[n], with Wilson's interval."""
+    """Return the share of true entries of ``flags`` bool ``[n]``, with Wilson's interval."""
     values = _flags(flags)
     return wilson(int(values.sum()), len(values), level)
 
 
 def paired_improvement(before: Flags, after: Flags) -> PairedTest:
-    """Did flags become rarer on the same samples? Exact one-sided McNemar test (McNemar 1947).
+    """Test whether flags became rarer on the same samples, by McNemar's exact one-sided test.
 
-    Under "no better", a sample whose flag changed lost it with probability 1/2 at the most, so
-    ``p = P(Binomial(fixed + broken, 1/2) >= fixed)``. Nothing changed, or n = 0: p = 1.
-    ``before``, ``after``: bool[n]. Raises ValueError when their lengths differ.
+    If they did not, a sample whose flag changed lost it with probability 1/2 at the most, so
+    ``p = P(Binomial(fixed + broken, 1/2) >= fixed)`` (McNemar 1947). Where nothing changed, or
+    n = 0, p is 1. ``before``, ``after``: bool ``[n]``. Raises ValueError when their lengths differ.
     """
     old, new = _pair(before, after)
     fixed, broken = int((old & ~new).sum()), int((~old & new).sum())
@@ -152,13 +150,12 @@ def paired_improvement(before: Flags, after: Flags) -> PairedTest:
 
 
 def paired_difference(before: Flags, after: Flags, level: float = 0.95) -> Estimate:
-    """Change of the flagged share, ``mean(after) - mean(before)``, with an interval for paired
-    samples.
+    """Return the change of the flagged share on the same samples, ``mean(after) - mean(before)``.
 
-    Newcombe's square-and-add interval (Newcombe 1998, Statistics in Medicine 17:2635, method 10):
-    Wilson intervals of both shares joined with the correlation of the pairs, its numerator
-    corrected for continuity. ``before``, ``after``: bool[n]. Raises ValueError when their lengths
-    differ.
+    The interval is Newcombe's square-and-add interval for pairs (Newcombe 1998, Statistics in
+    Medicine 17:2635, method 10): Wilson's intervals of both shares, joined with the correlation of
+    the pairs, whose numerator is corrected for continuity. ``before``, ``after``: bool ``[n]``.
+    Raises ValueError when their lengths differ.
     """
     old, new = _pair(before, after)
     n = len(old)
@@ -186,29 +183,27 @@ def mean_estimate(values: Values, level: float = 0.95, seed: int = 0) -> Estimat
 
 
 def level_for_round(alpha: float, round: int, max_rounds: int, tests_per_round: int = 1) -> float:
-    """Level at which to test in ``round`` (1-based) so that all rounds together raise a false alarm
-    in <= ``alpha``.
+    """Return the level of one test such that all rounds together err with at most ``alpha``.
 
-    Bonferroni: equal shares, valid whatever the rounds have to do with each other. A loop that
-    backs off and tries a round again makes ``tests_per_round = 2``. Raises ValueError for a round
-    outside 1..max_rounds.
+    Bonferroni's correction: equal shares, valid however the rounds depend on each other. ``round``
+    counts from 1. A loop that backs off and tries a round again makes ``tests_per_round = 2``.
+    Raises ValueError for a round outside 1..max_rounds.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     if tests_per_round < 1 or not 1 <= round <= max_rounds:
         raise ValueError(
-            f"round {round} of {max_rounds} with {tests_per_round} tests each is not within the plan"
+            f"round {round} of {max_rounds} with {tests_per_round} tests each is not in the plan"
         )
     return alpha / (max_rounds * tests_per_round)
 
 
 def agreement(judge: Flags, reference: Flags, level: float = 0.95) -> Agreement:
-    """Sensitivity, specificity and Cohen's kappa of a judge against a reference, each with an
-    interval.
+    """Return sensitivity, specificity and Cohen's kappa of a judge against a reference.
 
-    ``judge``, ``reference``: bool[n] of the same samples. Kappa's interval uses the large-sample
-    variance of Fleiss, Cohen & Everitt (1969); kappa is None where both always say the same single
-    thing. Raises ValueError when the lengths differ.
+    ``judge``, ``reference``: bool ``[n]`` of the same samples. Kappa's interval uses the
+    large-sample variance of Fleiss, Cohen & Everitt (1969); kappa is None where both give all
+    samples the same answer. Raises ValueError when the lengths differ.
     """
     said, truth = _pair(judge, reference)
     sensitivity = wilson(int((said & truth).sum()), int(truth.sum()), level)
@@ -217,13 +212,13 @@ def agreement(judge: Flags, reference: Flags, level: float = 0.95) -> Agreement:
 
 
 def rogan_gladen(raw: Rate, sensitivity: Rate, specificity: Rate, level: float = 0.95) -> Rate:
-    """What the reference would have counted: ``raw`` corrected for the judge's errors, clipped to
-    [0, 1].
+    """Correct a judge's rate ``raw`` for its errors: what the reference would have counted.
 
-    Point: (raw + specificity - 1) / (sensitivity + specificity - 1) (Rogan & Gladen 1978).
-    Interval: Lang & Reiczigel (2014), which also carries the uncertainty of sensitivity and
-    specificity; these must come from other samples than ``raw``. A judge no better than chance, or
-    any n = 0, yields rate None and (0, 1). ``n`` is that of ``raw``.
+    The point is ``(raw + specificity - 1) / (sensitivity + specificity - 1)``, clipped to [0, 1]
+    (Rogan & Gladen 1978). The interval is that of Lang & Reiczigel (2014), which also carries the
+    uncertainty of sensitivity and specificity; these must come from other samples than ``raw``. A
+    judge no better than chance, or any n = 0, gives rate None and interval (0, 1). ``n`` is that
+    of ``raw``.
     """
     unknown = Rate(None, raw.n, (0.0, 1.0))
     if raw.rate is None or sensitivity.rate is None or specificity.rate is None:
@@ -237,10 +232,8 @@ def rogan_gladen(raw: Rate, sensitivity: Rate, specificity: Rate, level: float =
     # two errors.
     n, n_se, n_sp = raw.n + z * z, sensitivity.n + 2, specificity.n + 2
     p = (raw.n * raw.rate + z * z / 2) / n
-    se, sp = (
-        (sensitivity.n * sensitivity.rate + 1) / n_se,
-        (specificity.n * specificity.rate + 1) / n_sp,
-    )
+    se = (sensitivity.n * sensitivity.rate + 1) / n_se
+    sp = (specificity.n * specificity.rate + 1) / n_sp
     scale = se + sp - 1
     if scale <= 0:
         return unknown
@@ -253,7 +246,7 @@ def rogan_gladen(raw: Rate, sensitivity: Rate, specificity: Rate, level: float =
 
 
 def mean(values: Sequence[float | None] | npt.NDArray[np.float64]) -> float | None:
-    """Mean of the values that exist; None when none does."""
+    """Return the mean of the values that are neither None nor NaN; None without any."""
     known = [float(value) for value in values if value is not None and not math.isnan(value)]
     return math.fsum(known) / len(known) if known else None
 
@@ -291,7 +284,7 @@ def _pair(a: Flags, b: Flags) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.boo
 
 
 def _binomial_tail(k: int, n: int) -> float:
-    """P(Binomial(n, 1/2) >= k), exact up to the rounding of floats: no count overflows."""
+    """Return ``P(Binomial(n, 1/2) >= k)``, in logarithms, so that no count overflows."""
     if k <= 0:
         return 1.0
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])

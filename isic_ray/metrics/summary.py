@@ -85,7 +85,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: what was tried, what it measured, whether it was kept. Round 0 is before any edit."""
+    """One round: what was tried, what it measured, was it kept. Round 0 is before any edit."""
 
     round: int
     kept: bool
@@ -254,9 +254,9 @@ def check_version(record: Record, where: str) -> None:
     """Raise UserError unless ``record`` is of the version that this isic_ray writes."""
     if record.get("schema") != RESULTS_VERSION:
         raise UserError(
-            f"{where} holds results of version {record.get('schema')}, and this isic_ray reads "
-            f"version {RESULTS_VERSION}; give the command that wrote them again, which writes them "
-            "from what the run has stored."
+            f"{where} has results of version {record.get('schema')}, but this isic_ray reads "
+            f"version {RESULTS_VERSION}; give the command that wrote this file once more: it "
+            "writes the file again from what the run has stored."
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,17 +19,10 @@ import pytest
 from isic_ray.cli import main as cli
 from isic_ray.config.run import RunConfig, load_config, to_dict
 from isic_ray.errors import UserError
+from isic_ray.metrics.summary import Quarantined, Summary
 from isic_ray.runs.run import Run, fingerprint
 from isic_ray.runs.schema import Prompt
-
-SUMMARY: dict[str, Any] = {
-    "schema": 1,
-    "status": "complete",
-    "rounds": [],
-    "best_round": 0,
-    "arms": {},
-    "quarantined": {"rows": 0, "share": 0.0, "errors": {}},
-}
+from tests.report.summaries import make_summary
 
 
 class Fake:
@@ -36,7 +30,7 @@ class Fake:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.summary = dict(SUMMARY)
+        self.summary = make_summary()
         self.error: BaseException | None = None
         for name, function in (
             ("isic_ray.workflows.loop", self.run_isic),
@@ -47,7 +41,7 @@ class Fake:
             setattr(module, function.__name__, function)
             monkeypatch.setitem(sys.modules, name, module)
 
-    def run_isic(self, config: RunConfig, out: str, verbose: bool = False) -> dict[str, Any]:
+    def run_isic(self, config: RunConfig, out: str, verbose: bool = False) -> Summary:
         self.calls.append((config, out, verbose))
         if self.error:
             raise self.error
@@ -91,11 +85,11 @@ def isic(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]
 
 
 def test_the_loop_and_the_report_are_called_as_they_are_defined() -> None:
-    package = Path(cli.__file__).parent
+    package = Path(cli.__file__).parents[1]
     for file, name, wanted in [
-        ("execution/loop.py", "run_isic", ["config", "out", "verbose"]),
-        ("reporting.py", "write_report", ["uri", "reveal", "to"]),
-        ("export.py", "export_run", ["uri", "directory"]),
+        ("workflows/loop.py", "run_isic", ["config", "out", "verbose"]),
+        ("report/write.py", "write_report", ["uri", "reveal", "to"]),
+        ("workflows/export.py", "export_run", ["uri", "directory"]),
     ]:
         tree = ast.parse((package / file).read_text(encoding="utf-8"))
         found = next(
@@ -132,10 +126,8 @@ def test_run_with_settings(fake: Fake, capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_a_degraded_run_exits_1(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.summary |= {
-        "status": "degraded",
-        "quarantined": {"rows": 3, "share": 0.03, "errors": {"ValueError: x": 3}},
-    }
+    lost = Quarantined(3, 0.03, {"ValueError: x": 3})
+    fake.summary = replace(fake.summary, status="degraded", quarantined=lost)
     code, out, _ = isic(capsys, "demo")
     assert code == 1
     assert "3 rows (3.0% of the pictures) were set aside in runs/demo/quarantine" in out
@@ -245,13 +237,6 @@ def test_plan_of_an_unknown_model(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_report(fake: Fake, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = isic(capsys, "report", run.store.uri)
-    assert (code, fake.calls) == (2, [])
-    assert (
-        err
-        == f"isic: the run at {run.store.uri} has not ended; give the same `isic run` command again to go on with it.\n"
-    )
-    run.write_summary(SUMMARY)
     assert isic(capsys, "report", run.store.uri) == (0, f"{run.store.uri}/report/index.html\n", "")
     isic(capsys, "report", run.store.uri, "--reveal", "--out", "page.html")
     assert fake.calls[-1] == (run.store.uri, True, "page.html")
@@ -276,7 +261,6 @@ def test_verify_names_what_is_damaged(run: Run, capsys: pytest.CaptureFixture[st
 
 
 def test_export(fake: Fake, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run.write_summary(SUMMARY)
     code, out, _ = isic(capsys, "export", "--run", run.store.uri, "--to", "safe")
     assert (code, fake.calls) == (0, [(run.store.uri, "safe")])
     assert out.startswith("safe: ")

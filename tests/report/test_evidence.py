@@ -1,22 +1,30 @@
-"""Does the report show the evidence as it is, whole or in part, and does the model card quote
-the run?
-"""
+"""Does the report show the evidence as it is, whole or in part, and the model card the run?"""
 
 from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from isic_ray.metrics.statistics import paired_difference, paired_improvement, wilson
-from isic_ray.report.charts import Arm, frontier, pareto
-from isic_ray.report.evidence import evidence_table, human_table, sections
+from isic_ray.config.run import EditConfig, JudgeConfig, RunConfig
+from isic_ray.metrics.labels import LabelFigures, LabelledJudge
+from isic_ray.metrics.statistics import (
+    Agreement,
+    Estimate,
+    paired_difference,
+    paired_improvement,
+    wilson,
+)
+from isic_ray.metrics.summary import AUDIT, SELF, Arm, Figures, ModelName, Summary
+from isic_ray.report.evidence import evidence_table, explanation_table, sections
 from isic_ray.report.model_card import model_card
-from isic_ray.report.numbers import Shown
 from isic_ray.report.page import build
+from isic_ray.report.spot_check import human_table, sheet
+from tests.report.summaries import figures, make_round, make_summary
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -33,12 +41,16 @@ def _paired(k: int) -> dict[str, Any]:
     }
 
 
+def _figures(unsafe: int, exact: int) -> Figures:
+    return figures(unsafe + 5, unsafe, exact, psnr=30.0, n=300)
+
+
+def _against(unsafe: int, exact: int) -> dict[str, Any]:
+    return {"unsafe": {"audit": _paired(unsafe)}, "benign": {"audit": _paired(exact)}}
+
+
 def _arm(unsafe: int, exact: int) -> dict[str, Any]:
-    return {
-        "unsafe": {"self": _rate(unsafe), "audit": _rate(unsafe + 5)},
-        "benign": {"audit": _rate(exact), "psnr": 30.0},
-        "against": {"unsafe": {"audit": _paired(unsafe)}, "benign": {"audit": _paired(exact)}},
-    }
+    return {**_figures(unsafe, exact).to_record(), "against": _against(unsafe, exact)}
 
 
 @pytest.fixture
@@ -60,7 +72,7 @@ def evidence() -> dict[str, Any]:
                 "role": "unsafe",
                 "before": _arm(290, 0),
                 "after": _arm(75, 0),
-                "against": _arm(1, 1)["against"],
+                "against": _against(1, 1),
             },
             "near-neighbours": {
                 "role": "benign",
@@ -102,19 +114,16 @@ def evidence() -> dict[str, Any]:
 
 
 @pytest.fixture
-def summary() -> dict[str, Any]:
-    return {
-        "status": "complete",
-        "model": {"name": "pictogram", "digest": "3f9c0a"},
-        "rounds": [{"round": 0, **_arm(290, 280)}, {"round": 1, **_arm(60, 270)}],
-        "best_round": 1,
-        "arms": {"random": _arm(280, 270)},
-        "alarm": None,
-    }
+def summary() -> Summary:
+    return make_summary(
+        model=ModelName("pictogram", "janus", "3f9c0a"),
+        rounds=(make_round(0, _figures(290, 280)), make_round(1, _figures(60, 270))),
+        arms={"random": Arm("r", _figures(280, 270))},
+    )
 
 
 def test_page_and_console_quote_the_same_evidence(
-    summary: dict[str, Any], evidence: dict[str, Any]
+    summary: Summary, evidence: dict[str, Any]
 ) -> None:
     page, text = build(summary, evidence=evidence), evidence_table(evidence)
     plain = re.sub(r"<[^>]+>|\s+", " ", page)
@@ -138,9 +147,11 @@ def _paths(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("damage", ["absent", None])
 def test_any_missing_piece_is_tolerated(
-    summary: dict[str, Any], evidence: dict[str, Any], damage: object
+    summary: Summary, evidence: dict[str, Any], damage: object
 ) -> None:
     for path in _paths(evidence):
+        if path[0] == "arms" and len(path) > 2 and path[2] != "against":
+            continue  # the figures of an arm are whole: `Figures` wrote them
         broken = copy.deepcopy(evidence)
         parent: Any = broken
         for key in path[:-1]:
@@ -154,7 +165,7 @@ def test_any_missing_piece_is_tolerated(
     assert build(summary, evidence={}).endswith("</html>")
 
 
-def test_text_in_the_evidence_stays_text(summary: dict[str, Any], evidence: dict[str, Any]) -> None:
+def test_text_in_the_evidence_stays_text(summary: Summary, evidence: dict[str, Any]) -> None:
     evidence["arms"][SCRIPT] = _arm(1, 2)
     evidence["challenges"][SCRIPT] = evidence["challenges"]["unseen words"]
     evidence["held_out_concepts"][SCRIPT] = evidence["held_out_concepts"]["gore"]
@@ -164,34 +175,31 @@ def test_text_in_the_evidence_stays_text(summary: dict[str, Any], evidence: dict
     assert "&lt;script&gt;" in page
 
 
-def _shown(value: float) -> Shown:
-    return Shown(value, 100, value - 0.02, value + 0.02)
-
-
-def test_the_frontier_holds_what_no_arm_beats() -> None:
-    best, worse = Arm("best", _shown(0.2), _shown(0.9)), Arm("worse", _shown(0.3), _shown(0.8))
-    safest, same = Arm("safest", _shown(0.1), _shown(0.3)), Arm("same", _shown(0.2), _shown(0.9))
-    assert [arm.label for arm in frontier([worse, best, safest, same])] == [
-        "safest",
-        "best",
-        "same",
+def test_a_part_that_was_not_measured_does_not_show(evidence: dict[str, Any]) -> None:
+    assert [grid.title for grid in sections(evidence).grids] == [
+        "Against no edit, on the same prompts",
+        "On new prompts",
+        "Concepts that built no edit",
+        "Searching for unsafe pictures",
+        "Undoing the edit",
+        "Fidelity",
+        "Benign kinds that can still be seen",
+        "How far the self-judge can be trusted",
+        "What the edit changed",
     ]
+    for key in set(evidence) - {"codebook", "arms", "alarm"}:
+        evidence[key] = {}
+    found = sections(evidence)
+    assert [grid.title for grid in found.grids] == ["Against no edit, on the same prompts"]
+    assert found.pareto is not None
+    assert explanation_table(evidence["explanation"]) == "nothing was changed\n"
 
 
-def test_numbers_of_crowded_arms_do_not_touch() -> None:
-    chart = pareto("t", [Arm(str(i), _shown(0.9 + i / 200), _shown(0.97)) for i in range(12)])
-    places = [
-        (float(x), float(y))
-        for x, y in re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)"', chart)
-    ]
-    assert len(places) == 12
-    for i, one in enumerate(places):
-        for other in places[:i]:
-            assert abs(one[0] - other[0]) >= 12 or abs(one[1] - other[1]) >= 12
-
-
-def test_the_model_card_quotes_the_run(summary: dict[str, Any], evidence: dict[str, Any]) -> None:
-    config = {"edit": {"method": "transport"}, "judge": {"questions": {"weapon": "…", "gore": "…"}}}
+def test_the_model_card_quotes_the_run(summary: Summary, evidence: dict[str, Any]) -> None:
+    config = RunConfig(
+        edit=EditConfig(method="transport"),
+        judge=JudgeConfig(questions={"weapon": "a weapon?", "gore": "gore?"}),
+    )
     card = model_card(summary, config, evidence)
     assert (
         "| unsafe pictures, auditor | 98.3% [96.2, 99.3], n = 300 | 21.7% [17.4, 26.7], n = 300 |"
@@ -199,17 +207,28 @@ def test_the_model_card_quotes_the_run(summary: dict[str, Any], evidence: dict[s
     )
     assert "`transport`, round 1" in card
     assert "other words" in card
+    assert "so that pictures of weapon, gore come out harmless" in card
     assert "Further evidence" not in model_card(summary, config)
+    assert "**Alarm:** look" in model_card(replace(summary, alarm="look"), config)
 
 
 def test_human_labels_as_text() -> None:
-    judge = {
-        "raw": _rate(9, 20),
-        "corrected": _rate(8, 20),
-        "sensitivity": _rate(9, 10),
-        "specificity": _rate(9, 10),
-    }
-    text = human_table({"after": {"human": _rate(7, 20), "judges": {"self": judge}}})
+    errors = Agreement(wilson(9, 10), wilson(8, 10), Estimate(0.7, 20, (0.4, 1.0)))
+    judge = LabelledJudge(wilson(9, 20), wilson(8, 20), errors)
+    text = human_table({"after": LabelFigures(wilson(7, 20), {SELF: judge, AUDIT: judge})})
     assert "after the edit, people" in text
     assert "35.0%" in text
     assert "after the edit, self-judge" in text
+    assert re.search(r"after the edit, auditor +45\.0% \[.*\] +40\.0% \[.*\] +90\.0% ", text)
+
+
+def test_the_sheet_loads_nothing_and_tells_nothing() -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+    page = sheet([("one", picture), (SCRIPT, picture)], "labels.csv", ["gore", SCRIPT])
+    assert "default-src 'none'" in page
+    assert "<h1>2 pictures to label</h1>" in page
+    assert page.count('<img alt="" src="data:image/png;base64,') == 2
+    assert "any of: gore, &lt;script&gt;" in page
+    assert "<script" not in page
+    with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]"):
+        sheet([("grey", picture[..., 0])], "labels.csv", ["gore"])

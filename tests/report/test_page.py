@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import copy
 import io
-import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,52 +14,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isic_ray.metrics.statistics import PairedTest, wilson
-from isic_ray.report.gallery import GalleryItem, pixelate
+from isic_ray.metrics.statistics import PairedTest, agreement, wilson
+from isic_ray.metrics.summary import Arm, BenignFigures, ModelName, Summary
+from isic_ray.report.cards import GalleryItem, pixelate
 from isic_ray.report.numbers import table
 from isic_ray.report.page import MAX_BYTES, build
+from tests.report.summaries import (
+    change_figures,
+    figures,
+    make_round,
+    make_summary,
+    of_round_zero,
+    without_auditor,
+)
 
 SCRIPT = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
-def _rate(k: int, n: int) -> dict[str, Any]:
-    return wilson(k, n).to_dict()
-
-
-def _round(number: int, unsafe: int, said: int, exact: int, **more: Any) -> dict[str, Any]:
-    return {
-        "round": number,
-        "unsafe": {"self": _rate(said, 180), "audit": _rate(unsafe, 180)},
-        "benign": {
-            "audit": _rate(exact, 210),
-            "flagged": _rate(3, 210),
-            "psnr": 28.5 if number else None,
-        },
-        "kept": True,
-        "note": "",
-        "seconds": 97.2,
-        "sampled": 390,
-        "per_concept": {"weapon": {"self": _rate(said // 2, 90), "audit": _rate(unsafe // 2, 90)}},
-        "per_group": {"held-out words": {"audit": _rate(unsafe // 3, 60)}},
-        **more,
-    }
-
-
 @pytest.fixture
-def summary() -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "status": "complete",
-        "model": {"name": "pictogram", "digest": "sha256:3f9c0a"},
-        "rounds": [
-            _round(0, 178, 177, 198),
-            _round(1, 51, 25, 193, test=PairedTest(180, 128, 1, 3e-30).to_dict()),
-            _round(2, 49, 21, 170, kept=False, note="benign loss too high"),
-        ],
-        "best_round": 1,
-        "arms": {"random": _round(0, 165, 166, 166), "paper": _round(0, 115, 113, 128)},
-        "alarm": None,
-    }
+def summary() -> Summary:
+    return make_summary()
 
 
 def _picture(seed: int, side: int = 64) -> np.ndarray:
@@ -103,10 +77,10 @@ def _parse(page: str) -> _Parser:
     return parser
 
 
-def test_headline_quotes_the_numbers(summary: dict[str, Any]) -> None:
+def test_headline_quotes_the_numbers(summary: Summary) -> None:
     page = build(summary)
     assert (
-        "Unsafe pictures fell from <b>98.9%</b> to <b>28.3%</b>; <b>91.9%</b> of benign pictures"
+        "Unsafe pictures fell from <b>98.9%</b> to <b>28.3%</b>; <b>91.7%</b> of benign pictures"
         in page
     )
     assert "Clear of the interval before, [96.0,\u00a099.7]" in page
@@ -119,11 +93,12 @@ def test_headline_quotes_the_numbers(summary: dict[str, Any]) -> None:
         "sha256:3f9c0a",
         "held-out words",
         "benign loss too high",
+        "auditor sensitivity",
     ):
         assert text in page
 
 
-def test_page_and_table_round_alike(summary: dict[str, Any]) -> None:
+def test_page_and_table_round_alike(summary: Summary) -> None:
     page, text = build(summary), table(summary)
     for number in re.findall(r"\d+\.\d%|\[[\d., ]+\]", text):
         assert number in page
@@ -142,89 +117,91 @@ def test_page_and_table_round_alike(summary: dict[str, Any]) -> None:
         (175, "Overlaps the interval before"),
     ],
 )
-def test_the_story_follows_the_numbers(summary: dict[str, Any], unsafe: int, words: str) -> None:
-    summary["rounds"][1]["unsafe"]["audit"] = _rate(unsafe, 180)
-    assert words in build(summary)
+def test_the_story_follows_the_numbers(unsafe: int, words: str) -> None:
+    assert words in build(make_summary(unsafe))
 
 
-def test_no_kept_round_is_said_plainly(summary: dict[str, Any]) -> None:
-    summary["best_round"] = 0
-    page = build(summary)
+def test_no_kept_round_is_said_plainly() -> None:
+    page = build(make_summary(best_round=0))
     assert "No edit was kept" in page
     assert "fell from" not in page
 
 
-def test_without_an_auditor_the_report_says_so(summary: dict[str, Any]) -> None:
-    for entry in [*summary["rounds"], *summary["arms"].values()]:
-        del entry["unsafe"]["audit"], entry["benign"]["audit"]
-    page = build(summary)
+def alone(summary: Summary) -> Summary:
+    """Return the summary as it is when no auditor takes part."""
+    rounds = tuple(replace(each, figures=without_auditor(each.figures)) for each in summary.rounds)
+    arms = {
+        name: replace(arm, figures=without_auditor(arm.figures))
+        for name, arm in summary.arms.items()
+    }
+    return replace(summary, rounds=rounds, arms=arms, calibration={})
+
+
+def test_without_an_auditor_the_report_says_so(summary: Summary) -> None:
+    page = build(alone(summary))
     assert "No independent auditor took part" in page
     assert "no auditor took part" in page
     assert "fell from <b>98.3%</b> to <b>13.9%</b>" in page
 
 
-def test_alarm_and_status_stand_out(summary: dict[str, Any]) -> None:
+def test_alarm_and_status_stand_out(summary: Summary) -> None:
     assert 'role="alert"' not in build(summary)
-    summary.update(alarm="judge and auditor diverge", status="degraded")
+    summary = replace(summary, alarm="judge and auditor diverge", status="degraded")
     page = build(summary)
     assert 'role="alert"' in page
     assert "degraded" in page
     assert "ALARM: judge and auditor diverge" in table(summary)
 
 
-def _paths(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    children = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, list)
-        else ()
+def _plain(summary: Summary) -> Summary:
+    """Return the summary without arms, breakdowns, PSNR and exact benign pictures."""
+    rounds = tuple(
+        change_figures(each, per_concept={}, per_group={}, benign=BenignFigures())
+        for each in summary.rounds
     )
-    return [
-        found for key, value in children for found in [(*path, key), *_paths(value, (*path, key))]
-    ]
+    return replace(summary, rounds=rounds, arms={})
 
 
-@pytest.mark.parametrize("damage", ["absent", None, "text", []])
-def test_any_missing_or_odd_piece_is_tolerated(summary: dict[str, Any], damage: object) -> None:
-    summary["calibration"] = {
-        "self": {"sensitivity": _rate(9, 10), "kappa": {"value": 0.5, "n": 10, "ci": [0.1, 0.9]}}
-    }
-    del summary["arms"]["paper"]
-    for path in _paths({key: value for key, value in summary.items() if key != "rounds"}) + [
-        ("rounds", *path) for path in _paths(summary["rounds"][:2]) if path[0] == 1
-    ]:
-        broken = copy.deepcopy(summary)
-        parent: Any = broken
-        for key in path[:-1]:
-            parent = parent[key]
-        if damage == "absent":
-            del parent[path[-1]]
-        else:
-            parent[path[-1]] = damage
-        assert build(broken).endswith("</html>")
-        assert table(broken)
-
-
-def test_nothing_measured_yet() -> None:
-    assert "no measured unsafe rate" in build({})
-    assert "unsafe, auditor" in table({})
-    empty = {
-        "rounds": [{"round": 0, "unsafe": {"self": _rate(0, 0)}, "benign": {"audit": _rate(0, 0)}}],
-        "best_round": 0,
-    }
-    assert "no measured unsafe rate" in build(empty)
-
-
-def test_nan_is_no_number(summary: dict[str, Any]) -> None:
-    summary["rounds"][1]["benign"]["psnr"] = float("nan")
-    summary["rounds"][1]["unsafe"]["audit"]["rate"] = float("nan")
+@pytest.mark.parametrize(
+    ("summary", "absent"),
+    [
+        (alone(make_summary()), "auditor sensitivity"),
+        (make_summary(arms={}), "Against other edits"),
+        (of_round_zero(), "Unsafe pictures by round"),
+        (make_summary(calibration={}), "can be trusted"),
+        (_plain(make_summary()), " dB"),
+        (_plain(make_summary()), "Where it works"),
+    ],
+)
+def test_what_a_run_does_not_have_does_not_show(summary: Summary, absent: str) -> None:
     page = build(summary)
-    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
-    assert "nan" not in table(summary)
+    assert page.endswith("</html>")
+    assert absent not in page
+    assert absent in build(make_summary())
+    assert re.search(r"^round 0", table(summary), re.MULTILINE)
 
 
-def test_page_is_self_contained(summary: dict[str, Any]) -> None:
+def test_no_samples_are_no_numbers() -> None:
+    nothing = make_round(0, figures(0, 0, 0, psnr=None, n=0))
+    summary = replace(of_round_zero(), rounds=(nothing,))
+    page, text = build(summary), table(summary)
+    assert "no measured unsafe rate" in page
+    assert "Only 0 unsafe samples" in page
+    for shown in (page, text):
+        assert not re.search(r"\b(nan|None)\b", shown)
+    assert re.search(r"^round 0 \* +– +– +– +– ", text, re.MULTILINE)
+
+
+def test_curves_leave_room_for_their_labels(summary: Summary) -> None:
+    charts = re.findall(r'<svg class="chart" viewBox="0 0 400 250".*?</svg>', build(summary))
+    assert len(charts) == 2
+    for chart in charts:
+        points = re.findall(r'<circle class="dot audit[^"]*" cx="([\d.]+)"', chart)
+        labels = re.findall(r'<text class="label audit" x="([\d.]+)"', chart)
+        assert max(map(float, points)) + 10 < float(labels[0])
+
+
+def test_page_is_self_contained(summary: Summary) -> None:
     elements = _parse(build(summary, [_item(flagged_before=True)])).elements
     assert not {tag for tag, _ in elements} & {
         "script",
@@ -246,23 +223,25 @@ def test_page_is_self_contained(summary: dict[str, Any]) -> None:
     assert not re.search(r"https?://|@import|url\(", page)
 
 
-def test_adversarial_text_stays_text_everywhere(summary: dict[str, Any]) -> None:
-    evil = json.loads(
-        json.dumps(summary)
-        .replace("held-out words", "HERE")
-        .replace("weapon", "HERE")
-        .replace("random", "HERE")
-    )
-    evil = json.loads(json.dumps(evil).replace("HERE", json.dumps(SCRIPT)[1:-1]))
-    evil.update(
+def test_adversarial_text_stays_text_everywhere(summary: Summary) -> None:
+    rates = {**summary.best.figures.unsafe, SCRIPT: wilson(1, 2)}
+    split = {SCRIPT: rates}
+    rounds = [
+        change_figures(each, unsafe=rates, per_concept=split, per_group=split)
+        for each in summary.rounds
+    ]
+    rounds[1] = replace(rounds[1], note=SCRIPT, test=PairedTest(2, 1, 0, 0.1))
+    evil = replace(
+        summary,
+        rounds=tuple(rounds),
         alarm=SCRIPT,
         status=SCRIPT,
-        model={"name": SCRIPT, SCRIPT: SCRIPT},
-        calibration={SCRIPT: _rate(1, 2)},
+        model=ModelName(SCRIPT, SCRIPT, SCRIPT),
+        fingerprint=SCRIPT,
+        safe_codebook=SCRIPT,
+        arms={SCRIPT: Arm("", rounds[1].figures)},
+        calibration={SCRIPT: agreement([True], [True])},
     )
-    evil["rounds"][1].update(note=SCRIPT, round=SCRIPT, sampled=SCRIPT)
-    evil["rounds"][1]["unsafe"][SCRIPT] = _rate(1, 2)
-    evil["rounds"][1]["test"] = {"p": 0.1, "fixed": SCRIPT, "broken": SCRIPT}
     item = _item(prompt=SCRIPT, role=SCRIPT, concepts=[SCRIPT], before_scores={SCRIPT: 0.5})
     page = build(evil, [item], facts={SCRIPT: SCRIPT})
     parser = _parse(page)
@@ -276,16 +255,17 @@ def test_adversarial_text_stays_text_everywhere(summary: dict[str, Any]) -> None
     assert any("&lt;script&gt;" in title for title in svg_titles[1:])
 
 
-def test_direction_and_control_characters_cannot_disguise_text(summary: dict[str, Any]) -> None:
+def test_direction_and_control_characters_cannot_disguise_text(summary: Summary) -> None:
     page = build(summary, [_item(prompt="safe \u202eelddik\u0000\ud800" + "x" * 10_000)])
     assert not set("\u202e\u0000\ud800") & set(page)
     assert "x" * 401 not in page
-    summary["rounds"][1]["note"] = "one\n\x1b[31mred"
-    assert "\x1b" not in table(summary)
-    assert len([line for line in table(summary).splitlines() if line.startswith("round ")]) == 3
+    first, second, third = summary.rounds
+    noted = replace(summary, rounds=(first, replace(second, note="one\n\x1b[31mred"), third))
+    assert "\x1b" not in table(noted)
+    assert len([line for line in table(noted).splitlines() if line.startswith("round ")]) == 3
 
 
-def test_flagged_pictures_leave_only_their_blocks(summary: dict[str, Any]) -> None:
+def test_flagged_pictures_leave_only_their_blocks(summary: Summary) -> None:
     item = _item(flagged_before=True, flagged_after=False, safe=_picture(9), flagged_safe=True)
     before, after, safe = _images(build(summary, [item]))
     assert len(np.unique(before.reshape(-1, 3), axis=0)) <= 64
@@ -304,7 +284,7 @@ def test_pixelate_keeps_shape_and_drops_detail(height: int, width: int) -> None:
     assert len(np.unique(coarse.reshape(-1, 3), axis=0)) <= 64
 
 
-def test_page_stays_below_five_megabytes(summary: dict[str, Any]) -> None:
+def test_page_stays_below_five_megabytes(summary: Summary) -> None:
     noise = [_item(seed, side=128) for seed in range(4)] * 40
     page = build(summary, noise, reveal=True)
     assert len(page.encode()) <= MAX_BYTES
@@ -313,13 +293,13 @@ def test_page_stays_below_five_megabytes(summary: dict[str, Any]) -> None:
     assert cards >= 60
 
 
-def test_unusable_picture_is_refused(summary: dict[str, Any]) -> None:
+def test_unusable_picture_is_refused(summary: Summary) -> None:
     grey = np.zeros((8, 8), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]"):
         build(summary, [GalleryItem("a", "benign", (), grey, grey)])
 
 
-def test_summary_is_left_untouched(summary: dict[str, Any]) -> None:
+def test_summary_is_left_untouched(summary: Summary) -> None:
     before = copy.deepcopy(summary)
     build(summary, [_item()])
     table(summary)
