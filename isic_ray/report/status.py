@@ -51,10 +51,9 @@ def _throughput(doing: Record) -> list[str]:
 
 
 def _round(number: int, found: RoundStatus) -> str:
+    kept = "kept" if found.kept else f"not kept, {found.note}"
     if number == 0:
         kept = "before any edit"
-    else:
-        kept = "kept" if found.kept else f"not kept, {found.note}"
     if found.unsafe_self is None:
         return kept
     return f"{kept}, unsafe by the model itself {found.unsafe_self:.1%}"
