@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, build_edit, table_digest
-from isic_ray.config.run import EditConfig, RunConfig
+from isic_ray.config.run import EditConfig, Method, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.pool import Unit, work
 from isic_ray.execution.progress import Progress
@@ -107,13 +107,14 @@ class Evaluation(Measurements):
 
     def edits(self) -> dict[str, str]:
         """Digests of one-round edits without fine-tuning, built from all pairs, by arm."""
+        methods: dict[str, Method] = {
+            "random subspace": "random",
+            "paper": "paper",
+            "selective": "selective",
+            "transport": "transport",
+        }
         tables = {}
-        for name, method in (
-            ("random subspace", "random"),
-            ("paper", "paper"),
-            ("selective", "selective"),
-            ("transport", "transport"),
-        ):
+        for name, method in methods.items():
             tables[name] = self.edit(
                 EditConfig(method=method, rank=self.config.edit.rank), self.pairs
             )
@@ -319,7 +320,7 @@ def _config(run: Run) -> RunConfig:
                 for option in dataclasses.fields(RunConfig)
             }
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(
             f"{run.store.uri} was made with other settings than this version knows: {error}"
         ) from error

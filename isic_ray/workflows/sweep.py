@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from isic_ray.config.run import RunConfig, load_config, to_yaml
+from isic_ray.config.describe import to_yaml
+from isic_ray.config.run import RunConfig, load_config
 from isic_ray.config.sweep import Between, Point, SweepConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.pool import start_pool
@@ -51,7 +52,7 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
     Half of the held-out prompts compare the trials; the other half is kept for one last test of the
     chosen point against the starting configuration. Raises UserError when no trial succeeds.
     """
-    started, store, shared = time.monotonic(), Store.open(out), sweep.shared()
+    started, store, shared = time.monotonic(), Store.open(out), sweep.shared_config()
     out = store.uri
     chosen, fresh = split_held_out(load_prompts(shared.prompts))
     progress = Progress()
@@ -76,7 +77,7 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
         best, start = finals[0], next(trial for trial in finals if trial["number"] == 0)
         codebooks = {"best": best["codebook"], "start": start["codebook"]}
         again = retest(sweep, out, fresh, facts, codebooks, progress)
-    best_config = with_arms(sweep.at(best["point"]), sweep)
+    best_config = with_arms(sweep.config_at(best["point"]), sweep)
     result = {
         "schema": 1,
         "search": sweep.search,
@@ -156,10 +157,12 @@ class _ProgressCallback(tune.Callback):  # type: ignore[misc]
 
 def _try(point: Point, sweep: SweepConfig, out: str, workers: Workers) -> None:
     """One trial, as Tune calls it."""
-    raise_start_timeout(sweep.start().execution)
+    raise_start_timeout(sweep.start_config().execution)
     started = time.monotonic()
     report = functools.partial(_report, started=started, point=point, tell=tune.report)
-    trial = Trial(sweep.trial(point), out, workers, sweep.start().judge.threshold, report)
+    trial = Trial(
+        sweep.trial_config(point), out, workers, sweep.start_config().judge.threshold, report
+    )
     report({**trial.run_to_end(), "ended": True})
 
 
@@ -188,7 +191,7 @@ def _searcher(sweep: SweepConfig) -> dict[str, Any]:
                 OptunaSearch.convert_search_space(_space(sweep)),
                 metric=list(_OBJECTIVES),
                 mode=list(_OBJECTIVES.values()),
-                points_to_evaluate=[sweep.first()],
+                points_to_evaluate=[sweep.first_point()],
                 seed=sweep.seed,
             )
         except AssertionError as error:
@@ -200,7 +203,8 @@ def _searcher(sweep: SweepConfig) -> dict[str, Any]:
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     longest = max(
-        sweep.trial({}).loop.max_rounds, *getattr(sweep.space.get("loop.max_rounds"), "ends", (1,))
+        sweep.trial_config({}).loop.max_rounds,
+        *getattr(sweep.space.get("loop.max_rounds"), "ends", (1,)),
     )
     asha = ASHAScheduler(
         time_attr="rounds",
@@ -212,7 +216,7 @@ def _searcher(sweep: SweepConfig) -> dict[str, Any]:
     )
     return {
         "search_alg": BasicVariantGenerator(
-            points_to_evaluate=[sweep.first()],
+            points_to_evaluate=[sweep.first_point()],
             max_concurrent=sweep.concurrent,
             random_state=sweep.seed,
         ),
@@ -266,7 +270,11 @@ def run_finals(
 
     def run(trial: Record) -> Record:
         whole = Trial(
-            sweep.at(trial["point"]), out, workers, sweep.start().judge.threshold, lambda _: None
+            sweep.config_at(trial["point"]),
+            out,
+            workers,
+            sweep.start_config().judge.threshold,
+            lambda _: None,
         )
         outcome = whole.run_to_end()
         progress.advance(1)
@@ -307,7 +315,7 @@ def retest(
     """Figures of the codebooks "best" and "start" (digests) on ``fresh``, and paired differences
     best - start.
     """
-    config = sweep.start()
+    config = sweep.start_config()
     run = create_run(config, f"{out}/retest", fresh, facts)
     shared = Run.open(f"{out}/shared")
     loop = IsicLoop(config, run, fresh, facts, progress)

@@ -7,6 +7,7 @@ compared by source.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from isic_ray.cli import main as cli
-from isic_ray.config.run import RunConfig, load_config, to_dict
+from isic_ray.config.run import RunConfig, load_config
 from isic_ray.errors import UserError
 from isic_ray.runs.run import Run, fingerprint
 from isic_ray.runs.schema import Prompt
@@ -71,7 +72,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 def run(tmp_path: Path) -> Run:
     config = RunConfig()
     record = {
-        "config": to_dict(config),
+        "config": dataclasses.asdict(config),
         "fingerprint": fingerprint(config),
         "plan": {},
         "model_digest": "0",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from isic_ray.config.run import RECIPES, RunConfig, describe, load_config
+from isic_ray.config.describe import describe
+from isic_ray.config.run import RECIPES, RunConfig, load_config
 
 JANUS = ["janus-pro-1b", "janus-pro-7b"]
 OTHERS = ["anole-7b", "emu3", "llamagen-xl", "vila-u-7b"]
