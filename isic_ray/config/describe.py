@@ -41,7 +41,7 @@ def describe() -> list[Setting]:
 
 
 def to_yaml(config: RunConfig | None = None) -> str:
-    """Return the configuration (default: all defaults) as YAML in which comments say what is what.
+    """Return the configuration (default: all defaults) as YAML that says what each key means.
 
     A line has at most 100 characters, unless a value has very long words.
     """
