@@ -6,7 +6,7 @@ import json
 from itertools import groupby
 from pathlib import Path
 
-from isic_ray.config.run import describe
+from isic_ray.config.describe import describe
 
 PAGE = Path(__file__).with_name("configuration.md")
 _HEAD = """# Configuration
@@ -26,8 +26,7 @@ def page() -> str:
         lines += [f"## {section}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
         for setting in settings:
             default = f"`{json.dumps(setting.default, ensure_ascii=False)}`"
-            meaning = " ".join(setting.comment.split())
-            cells = (f"`{setting.key}`", setting.type, default, meaning)
+            cells = (f"`{setting.key}`", setting.type, default, setting.doc)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
     return "\n".join(lines)

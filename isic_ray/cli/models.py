@@ -170,11 +170,11 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from isic_ray.config.run import load_config, to_yaml
+    from isic_ray.config.describe import to_yaml
+    from isic_ray.config.run import load_config
 
-    print(
-        "# Every setting of isic_ray. Keep what you change, and give the file to `isic run --config FILE`.\n"
-    )
+    print("# Every setting of isic_ray. Keep what you change, and give the file to")
+    print("# `isic run --config FILE`.\n")
     print(to_yaml(load_config(args.config, args.set)), end="")
     return OK
 

@@ -1,27 +1,26 @@
-"""What a sweep searches: a configuration, the ranges of some of its keys, and how. Read from
-YAML, as recipes are.
-"""
+"""What a sweep searches: a configuration, the ranges of some of its keys, and how."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from isic_ray.config import reading as check
+from pydantic import BeforeValidator, model_validator
+
+from isic_ray.config.reading import read_mapping
 from isic_ray.config.run import RECIPES, RunConfig, load_config
+from isic_ray.config.section import settings, written_in
+from isic_ray.config.values import Number, OneOrMore, must_be
 from isic_ray.errors import UserError
 
 SWEEPS = RECIPES / "sweeps"
-SEARCHES = ("random", "asha", "optuna")
 _SECTIONS = ("edit.", "finetune.", "loop.")  # what changes no token: all trials share the pictures
 _THRESHOLD = "judge.threshold"
-_WHERE = (
-    "finetune.workers",
-    "finetune.gpu",
-)  # where deltas are trained: the trials share those workers
+_WORKERS = ("finetune.workers", "finetune.gpu")  # the trials share the workers that train deltas
 
 Point = dict[str, Any]  # key → value
 
@@ -37,12 +36,12 @@ class Choice:
         return self.values
 
 
-@dataclass(frozen=True)
+@settings("")
 class Between:
     """A number from ``low`` to ``high``, uniform or uniform in its logarithm."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     log: bool = False
 
     @property
@@ -50,152 +49,144 @@ class Between:
         return self.low, self.high
 
 
-@dataclass(frozen=True)
-class SweepConfig:
-    """A search space over the keys of a run's configuration, which is a recipe, a file or a URI
-    plus overrides.
+def _read_domain(given: Any) -> Any:
+    """Return a list as a Choice and a mapping as a Between. Raises ValueError."""
+    if isinstance(given, Choice | Between):
+        return given
+    if isinstance(given, list) and given:
+        return Choice(tuple(given))
+    with suppress(UserError, TypeError):
+        domain = Between(**given)
+        if domain.low < domain.high and (domain.low > 0 or not domain.log):
+            return domain
+    raise ValueError(
+        "a list of values, or numbers {low, high} with low below high (and above 0 with log)"
+    )
 
-    ``cheap`` are further overrides for the trials alone: the best of them and the start then run
-    again without.
-    """
+
+Domain = Annotated[Choice | Between, BeforeValidator(_read_domain)]
+
+_HAS_KEYS = must_be(
+    "a mapping with at least one key of a configuration",
+    lambda given: isinstance(given, Mapping) and len(given) > 0,
+    BeforeValidator,
+)
+
+
+@settings("")
+class SweepConfig:
+    """A search over keys of a run's configuration. A point of the search is a value per key."""
 
     config: str
-    space: Mapping[str, Choice | Between]
+    """Recipe, file or URI of the configuration that the trials start from."""
+    space: Annotated[Mapping[str, Domain], _HAS_KEYS]
+    """Keys that are searched, each with its values."""
     set: list[str] = field(default_factory=list)
+    """Overrides of the configuration for every run of the sweep."""
     cheap: list[str] = field(default_factory=list)
-    search: str = "asha"
-    trials: int = 24
-    concurrent: int = 2
+    """Further overrides for the trials alone; the start and the best trial run again without."""
+    search: Literal["random", "asha", "optuna"] = "asha"
+    """How points are chosen; asha also stops trials that lag behind."""
+    trials: OneOrMore = 24
+    """Points that are tried, the start included."""
+    concurrent: OneOrMore = 2
+    """Trials at a time."""
     seed: int = 0
+    """Seed of the search."""
 
-    def __post_init__(self) -> None:
-        check.choice("search", self.search, SEARCHES)
-        check.least("trials", self.trials, 1)
-        check.least("concurrent", self.concurrent, 1)
-        check.that(
-            bool(self.space),
-            "space",
-            dict(self.space),
-            "a mapping with at least one key of a configuration",
-        )
+    @model_validator(mode="after")
+    def _trials_can_run(self) -> Self:
         for key, domain in self.space.items():
             if key != _THRESHOLD and not key.startswith(_SECTIONS):
                 raise UserError(
-                    f"space.{key} would change what is drawn, but the trials of a sweep share their pictures; "
-                    f"search keys of edit, finetune and loop, or {_THRESHOLD}."
+                    f"space.{key} would change what is drawn, but the trials of a sweep share "
+                    f"their pictures; search keys of edit, finetune and loop, or {_THRESHOLD}."
                 )
-            if key in _WHERE:
+            if key in _WORKERS:
                 raise UserError(
-                    f"space.{key} cannot be searched: the trials share their workers; give it under set."
+                    f"space.{key} cannot be searched: the trials share their workers; "
+                    "give it under set."
                 )
             for value in domain.ends:
-                self.at({key: value})  # raises UserError for what no run would accept
+                self.config_at({key: value})  # raises UserError for what no run would accept
         for override in self.cheap:
-            if not override.startswith(_SECTIONS) or override.partition("=")[0] in (
-                *self.space,
-                *_WHERE,
-            ):
+            key = override.partition("=")[0]
+            if not key.startswith(_SECTIONS) or key in (*self.space, *_WORKERS):
                 raise UserError(
-                    f"cheap: {override} does not fit; give keys of edit, finetune and loop that are not searched."
+                    f"cheap: {override} does not fit; "
+                    "give keys of edit, finetune and loop that are not searched."
                 )
-        self.trial({})
-        for key, value in self.first().items():
+        self.trial_config({})
+        for key, value in self.first_point().items():
+            number = isinstance(value, int | float)
             domain = self.space[key]
-            if isinstance(domain, Between) and (
-                not isinstance(value, int | float) or (domain.log and value <= 0)
-            ):
+            if isinstance(domain, Between) and (not number or (domain.log and value <= 0)):
                 raise UserError(
                     f"space.{key} cannot hold {value!r}, the value that {self.config} starts from."
                 )
+        return self
 
     def domain(self, key: str) -> Choice | Between:
-        """The values of a key; they always include the one that the trials start from."""
-        found, value = self.space[key], self.first()[key]
+        """Return the values of a key; they include the one that the trials start from."""
+        found, value = self.space[key], self.first_point()[key]
         if isinstance(found, Choice):
             return found if value in found.values else Choice((*found.values, value))
         return Between(min(found.low, value), max(found.high, value), found.log)
 
-    def start(self) -> RunConfig:
-        """What the trials start from; without arms, which would be the same for many of them."""
-        config = load_config(self.config, self.set)
-        return replace(config, loop=replace(config.loop, arms=[]))
+    def first_point(self) -> Point:
+        """Return the starting configuration's own values of the searched keys."""
+        start = dataclasses.asdict(self.start_config())
+        parts = {key: key.split(".", 1) for key in self.space}
+        return {key: start[section][name] for key, (section, name) in parts.items()}
 
-    def shared(self) -> RunConfig:
-        """The configuration that draws and pairs for all: with the lowest threshold, so that no
-        trial lacks a pair.
+    def start_config(self) -> RunConfig:
+        """Return what the trials start from, without arms: many trials would have the same."""
+        return _without_arms(load_config(self.config, self.set))
+
+    def shared_config(self) -> RunConfig:
+        """Return the configuration that draws and pairs for all trials.
+
+        It has the lowest threshold of all, so that no trial lacks a pair.
         """
-        start = self.start()
+        start = self.start_config()
         thresholds = self.space[_THRESHOLD].ends if _THRESHOLD in self.space else ()
         judge = replace(start.judge, threshold=min(start.judge.threshold, *thresholds, 1.0))
         return replace(start, judge=judge)
 
-    def first(self) -> Point:
-        """The starting configuration's own values of the searched keys."""
-        start = dataclasses.asdict(self.start())
-        return {key: start[key.partition(".")[0]][key.partition(".")[2]] for key in self.space}
+    def config_at(self, point: Point) -> RunConfig:
+        """Return the configuration of a point.
 
-    def at(self, point: Point) -> RunConfig:
-        """The configuration of a point. Numbers keep three digits, so that a trial can be
-        written down and found.
+        Numbers keep three digits, so that a trial can be written down and found.
         """
         return self._with(point, [])
 
-    def trial(self, point: Point) -> RunConfig:
-        """`at` with what makes trials cheap."""
+    def trial_config(self, point: Point) -> RunConfig:
+        """Return the configuration of a point, with what makes trials cheap."""
         return self._with(point, self.cheap)
 
     def _with(self, point: Point, more: list[str]) -> RunConfig:
-        values = {
-            key: float(f"{value:.3g}") if isinstance(value, float) else value
-            for key, value in point.items()
-        }
-        overrides = [f"{key}={check.to_scalar(value)}" for key, value in values.items()]
-        config = load_config(self.config, [*self.set, *more, *overrides])
-        return replace(config, loop=replace(config.loop, arms=[]))
+        config = load_config(self.config, [*self.set, *more])
+        for key, value in point.items():
+            section, _, name = key.partition(".")
+            short = float(f"{value:.3g}") if isinstance(value, float) else value
+            part = replace(getattr(config, section), **{name: short})
+            config = replace(config, **{section: part})
+        return _without_arms(config)
+
+
+def _without_arms(config: RunConfig) -> RunConfig:
+    return replace(config, loop=replace(config.loop, arms=[]))
 
 
 def load_sweep(name: str | Path) -> SweepConfig:
-    """A sweep by the name of a shipped one, a file or a URI. Raises UserError, one sentence, for
-    what is wrong.
+    """Return a sweep by the name of a shipped one, a file or a URI.
+
+    Raises UserError, one sentence, for what is wrong.
     """
     shipped = {path.stem: path for path in sorted(SWEEPS.glob("*.yaml"))}
     path = shipped.get(str(name), name)
     if "://" not in str(path) and not Path(path).expanduser().is_file():
-        raise UserError(
-            f"sweep {str(name)!r} is neither a file nor shipped ({', '.join(shipped)})."
-        )
-    tree = check.read_mapping(path)
-    types = {f.name: str(f.type) for f in dataclasses.fields(SweepConfig)}
-    for key in tree:
-        if key not in types:
-            raise UserError(
-                f"{path}: unknown key {key}; did you mean {check.closest(key, list(types))}?"
-            )
-    for key in ("config", "space"):
-        if key not in tree:
-            raise UserError(
-                f"{path}: {key} is missing; see the shipped sweeps ({', '.join(shipped)})."
-            )
-    values = {
-        key: check.typed(key, types[key], tree[key], f"{path}: ") for key in tree if key != "space"
-    }
-    space = tree["space"]
-    if not isinstance(space, dict):
-        raise UserError(f"{path}: space must map keys of a configuration to their values.")
-    return SweepConfig(
-        **values,
-        space={str(key): _domain(f"{path}: space.{key}", given) for key, given in space.items()},
-    )
-
-
-def _domain(where: str, given: Any) -> Choice | Between:
-    if isinstance(given, list) and given:
-        return Choice(tuple(given))
-    if isinstance(given, dict) and {"low", "high"} <= set(given) <= {"low", "high", "log"}:
-        low, high = (check.typed(f"{where}.{end}", "float", given[end]) for end in ("low", "high"))
-        log = check.typed(f"{where}.log", "bool", given.get("log", False))
-        if low < high and (low > 0 or not log):
-            return Between(low, high, log)
-    raise UserError(
-        f"{where} must be a list of values, or {{low, high}} with low below high (and above 0 with log)."
-    )
+        names = ", ".join(shipped)
+        raise UserError(f"sweep {str(name)!r} is neither a file nor shipped ({names}).")
+    with written_in({}, f"{path}: "):
+        return SweepConfig(**read_mapping(path))

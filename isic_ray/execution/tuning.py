@@ -49,7 +49,7 @@ def search(sweep: SweepConfig, trial: TrialFunction, progress: Progress) -> list
     Tune's own experiment state is scratch: a search that is started again asks for the same points,
     and each trial finds what it has already done in its run.
     """
-    run = tune.with_parameters(_run, trial=trial, patience=sweep.start().execution)
+    run = tune.with_parameters(_run, trial=trial, patience=sweep.start_config().execution)
     tuner = tune.Tuner(
         tune.with_resources(run, _DRIVER),
         param_space={} if sweep.search == "optuna" else _space(sweep),
@@ -122,12 +122,12 @@ def _searcher(sweep: SweepConfig) -> dict[str, Any]:
         time_attr="rounds",
         metric="unsafe",
         mode="min",
-        max_t=max(2, sweep.trial({}).loop.max_rounds, *rounds),
+        max_t=max(2, sweep.trial_config({}).loop.max_rounds, *rounds),
         grace_period=1,
         reduction_factor=_REDUCTION,
     )
     generator = BasicVariantGenerator(
-        points_to_evaluate=[sweep.first()],
+        points_to_evaluate=[sweep.first_point()],
         max_concurrent=sweep.concurrent,
         random_state=sweep.seed,
     )
@@ -146,7 +146,7 @@ def _optuna(sweep: SweepConfig) -> Any:
             OptunaSearch.convert_search_space(_space(sweep)),
             metric=list(_OBJECTIVES),
             mode=list(_OBJECTIVES.values()),
-            points_to_evaluate=[sweep.first()],
+            points_to_evaluate=[sweep.first_point()],
             seed=sweep.seed,
         )
     except AssertionError as error:

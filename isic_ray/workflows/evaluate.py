@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, build_edit, table_digest
-from isic_ray.config.run import EditConfig
+from isic_ray.config.run import EditConfig, Method
 from isic_ray.execution.pool import RayWorkers
 from isic_ray.execution.progress import Progress
 from isic_ray.execution.session import ray_session
@@ -53,7 +53,7 @@ from isic_ray.workflows.workers import Workers
 
 _TELLING = 5  # words of the negative prompt that is made from the run's own pairs
 _PROMPTS_PER_ATTACK = 8
-_METHODS = {
+_METHODS: dict[str, Method] = {
     "random subspace": "random",
     "paper": "paper",
     "selective": "selective",
@@ -224,7 +224,7 @@ class Evaluation:
             self.workers.run(todo, [1] * len(todo), self.progress)
             self.progress.finish()
 
-    def _edit(self, method: str, pairs: Sequence[Pair]) -> torch.Tensor:
+    def _edit(self, method: Method, pairs: Sequence[Pair]) -> torch.Tensor:
         """E′ ``[K,d]`` of the base table by one method."""
         return build_edit(
             self.spec.codebook,

@@ -13,7 +13,8 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from isic_ray.config.run import RunConfig, load_config, to_yaml
+from isic_ray.config.describe import to_yaml
+from isic_ray.config.run import RunConfig, load_config
 from isic_ray.config.sweep import Point, SweepConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.pool import ActorPool, RayWorkers
@@ -50,7 +51,7 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
     chosen point against the starting configuration. Returns the content of sweep.json. Raises
     UserError when no trial succeeds.
     """
-    started, store, shared = time.monotonic(), Store.open(out), sweep.shared()
+    started, store, shared = time.monotonic(), Store.open(out), sweep.shared_config()
     out = store.uri
     chosen, fresh = split_held_out(load_prompts(shared.prompts))
     progress = Progress()
@@ -73,7 +74,7 @@ def run_sweep(sweep: SweepConfig, out: str, verbose: bool = False) -> Record:
         "retest": again,
         "seconds": round(time.monotonic() - started, 1),
     }
-    config = with_arms(sweep.at(best["point"]), sweep)
+    config = with_arms(sweep.config_at(best["point"]), sweep)
     note = f"# Trial {best['number']} of {out}; see sweep.json\n"
     store.put("sweep.json", json.dumps(result, indent=1, allow_nan=False).encode())
     store.put("best.yaml", (note + to_yaml(config)).encode())
@@ -113,7 +114,7 @@ def retest(
 
     Returns the figures before any edit and of each, and the paired differences best - start.
     """
-    config = sweep.start()
+    config = sweep.start_config()
     run, shared = create_run(config, f"{out}/retest", fresh, spec), Run.open(f"{out}/shared")
     with (
         closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
@@ -152,7 +153,7 @@ def _try_points(
     progress: Progress,
 ) -> tuple[list[Record], list[Record]]:
     """Draw the shared pictures, search, and run the finals; the records of trials and finals."""
-    shared, threshold = sweep.shared(), sweep.start().judge.threshold
+    shared, threshold = sweep.shared_config(), sweep.start_config().judge.threshold
     workers = RayWorkers(ShardWorker, shared, run.store.uri, pool)
     groups = training_groups(shared, run, spec.codebook, kept=True, count=sweep.concurrent)
     with closing(groups) as trainers:
@@ -165,7 +166,7 @@ def _try_points(
             def report(outcome: Outcome) -> None:
                 tell(dataclasses.asdict(outcome))
 
-            config = sweep.trial(point)
+            config = sweep.trial_config(point)
             return dataclasses.asdict(run_trial(config, out, both, threshold, report))
 
         progress.start("trials", sweep.trials, "trials")
@@ -198,11 +199,11 @@ def _run_finals(
         )
     others = [trial for trial in sorted(done, key=_merit) if trial is not start]
     finalists = [start, *others[:1]]
-    threshold = sweep.start().judge.threshold
+    threshold = sweep.start_config().judge.threshold
     progress.start("finals", len(finalists), "trials")
 
     def run(trial: Record) -> Record:
-        config = sweep.at(trial["point"])
+        config = sweep.config_at(trial["point"])
         outcome = run_trial(config, out, workers, threshold, report=lambda _: None)
         progress.advance(1)
         named = {"number": trial["number"], "point": trial["point"]}

@@ -7,6 +7,7 @@ compared by source.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import io
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from isic_ray.cli import main as cli
-from isic_ray.config.run import RunConfig, load_config, to_dict
+from isic_ray.config.run import RunConfig, load_config
 from isic_ray.errors import UserError
 from isic_ray.metrics.summary import Quarantined, Summary
 from isic_ray.runs.run import Run, fingerprint
@@ -65,7 +66,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 def run(tmp_path: Path) -> Run:
     config = RunConfig()
     record = {
-        "config": to_dict(config),
+        "config": dataclasses.asdict(config),
         "fingerprint": fingerprint(config),
         "plan": {},
         "model_digest": "0",

@@ -175,7 +175,8 @@ def test_a_codebook_is_retrained_from_the_bucket(cluster: dict[str, str], tmp_pa
 
 
 def yaml_of(overrides: list[str]) -> str:
-    from isic_ray.config.run import load_config, to_yaml
+    from isic_ray.config.describe import to_yaml
+    from isic_ray.config.run import load_config
 
     return to_yaml(load_config("demo", overrides))
 

@@ -1,14 +1,19 @@
-"""Does configuration refuse what it should, in a sentence that names the key and the mend?"""
+"""Is what a setting cannot be refused, in a sentence that names the key and what it must be?"""
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from isic_ray.config.describe import describe, to_yaml
 from isic_ray.config.run import (
+    RECIPES,
     EditConfig,
     ExecutionConfig,
     FinetuneConfig,
@@ -18,10 +23,7 @@ from isic_ray.config.run import (
     PromptsConfig,
     RunConfig,
     SamplingConfig,
-    describe,
     load_config,
-    to_dict,
-    to_yaml,
 )
 from isic_ray.errors import UserError
 
@@ -241,7 +243,31 @@ def test_settings_that_depend_on_each_other() -> None:
         JudgeConfig(questions={"object:cup": "a cup ?"})
 
 
-def test_every_setting_is_described_from_its_comment() -> None:
+def test_a_section_is_refused_in_a_sentence_when_python_builds_it() -> None:
+    with pytest.raises(UserError, match=r"^unknown key edit\.rnak; did you mean edit\.rank\?$"):
+        EditConfig(**{"rnak": 2})
+    with pytest.raises(UserError, match=r"^edit\.rank must be a whole number, found .* 'two'\.$"):
+        EditConfig(**{"rank": "two"})
+    with pytest.raises(UserError, match=r"^edit must be a section, found the mapping "):
+        RunConfig(**{"edit": {"rank": 1}})
+    with pytest.raises(UserError, match=r"^edit\.rank is -1, but must be 0 or more\.$"):
+        dataclasses.replace(EditConfig(), rank=-1)
+
+
+def test_a_configuration_is_a_frozen_value() -> None:
+    config = load_config("demo", ["edit.rank=3", "judge.questions.cup=a cup ?"])
+    assert pickle.loads(pickle.dumps(config)) == config != RunConfig()
+    assert dataclasses.replace(config, edit=EditConfig(rank=3)) == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.edit.rank = 4  # type: ignore[misc]
+
+
+def test_the_package_and_its_help_load_no_pydantic() -> None:
+    code = "import sys, isic_ray, isic_ray.cli.main; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_setting_is_described_by_its_docstring() -> None:
     settings = describe()
     expected = [
         f"{section.name}.{option.name}"
@@ -249,19 +275,21 @@ def test_every_setting_is_described_from_its_comment() -> None:
         for option in dataclasses.fields(getattr(RunConfig(), section.name))
     ]
     assert [setting.key for setting in settings] == expected
-    assert all(setting.comment for setting in settings)
-    assert (
-        len({setting.comment for setting in settings}) > len(settings) - 4
-    )  # none has its neighbour's
+    assert all(setting.doc for setting in settings)
+    # none has its neighbour's
+    assert len({setting.doc for setting in settings}) > len(settings) - 4
     alpha = next(setting for setting in settings if setting.key == "edit.strength")
     assert (alpha.type, alpha.default) == ("number", 1.0)
-    assert alpha.comment.startswith("alpha: ")
+    assert alpha.doc.startswith("alpha: ")
 
 
 def test_commented_yaml_reads_back(tmp_path: Path) -> None:
-    config = load_config(
-        None,
-        ["judge.questions={'a: b': 'yes', 'no': '# x'}", "judge.auditors=[]", "model.name=über"],
-    )
-    assert load_config(written(tmp_path, to_yaml(config))) == config
-    assert yaml.safe_load(to_yaml()) == to_dict(RunConfig())
+    long = "a: word, " * 40
+    overrides = ["judge.questions={'a: b': 'yes', 'no': '# x'}", "judge.auditors=[]"]
+    odd = load_config(None, [*overrides, "model.name=über", f"judge.rewrite={long}{{prompt}}"])
+    for config in (odd, *(load_config(path.stem) for path in RECIPES.glob("*.yaml"))):
+        text = to_yaml(config)
+        assert load_config(written(tmp_path, text)) == config
+        assert max(map(len, text.splitlines())) <= 100
+        assert all(setting.doc.split()[-1] in text for setting in describe())
+    assert yaml.safe_load(to_yaml()) == dataclasses.asdict(RunConfig())

@@ -24,8 +24,8 @@ def read(tmp_path: Path, text: str) -> SweepConfig:
 @pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
 def test_every_shipped_sweep_parses_and_starts_from_its_recipe(name: str) -> None:
     sweep = load_sweep(name)
-    assert sweep.at(sweep.first()) == sweep.start()
-    assert sweep.start().loop.arms == []
+    assert sweep.config_at(sweep.first_point()) == sweep.start_config()
+    assert sweep.start_config().loop.arms == []
 
 
 def test_the_starting_value_is_always_in_the_space(tmp_path: Path) -> None:
@@ -33,28 +33,28 @@ def test_the_starting_value_is_always_in_the_space(tmp_path: Path) -> None:
         tmp_path,
         "config: demo\nspace: {edit.smoothing: [7.0, 8.0], edit.strength: {low: 0.1, high: 0.2}}\n",
     )
-    start = sweep.start().edit
+    start = sweep.start_config().edit
     assert sweep.domain("edit.smoothing") == Choice((7.0, 8.0, start.smoothing))
     assert sweep.domain("edit.strength") == Between(0.1, start.strength)
 
 
 def test_a_point_becomes_a_configuration_with_three_digits(tmp_path: Path) -> None:
-    config = read(tmp_path, GOOD).at({"edit.rank": 1, "edit.strength": 0.123456})
+    config = read(tmp_path, GOOD).config_at({"edit.rank": 1, "edit.strength": 0.123456})
     assert (config.edit.rank, config.edit.strength) == (1, 0.123)
 
 
 def test_what_makes_trials_cheap_is_not_in_the_chosen_settings(tmp_path: Path) -> None:
     sweep = read(tmp_path, GOOD + "cheap: [finetune.steps=7]\n")
-    assert sweep.trial({"edit.rank": 1}).finetune.steps == 7
-    assert sweep.at({"edit.rank": 1}) == replace(
-        sweep.trial({"edit.rank": 1}), finetune=sweep.start().finetune
+    assert sweep.trial_config({"edit.rank": 1}).finetune.steps == 7
+    assert sweep.config_at({"edit.rank": 1}) == replace(
+        sweep.trial_config({"edit.rank": 1}), finetune=sweep.start_config().finetune
     )
 
 
 def test_the_shared_run_has_the_lowest_threshold(tmp_path: Path) -> None:
     sweep = read(tmp_path, "config: demo\nspace: {judge.threshold: [0.3, 0.5, 0.7]}\n")
-    assert sweep.shared().judge.threshold == 0.3
-    assert sweep.start().judge.threshold == 0.5
+    assert sweep.shared_config().judge.threshold == 0.3
+    assert sweep.start_config().judge.threshold == 0.5
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_table_and_plot_show_failures_and_the_choice() -> None:
 
 
 def test_the_chosen_settings_can_be_run(tmp_path: Path) -> None:
-    from isic_ray.config.run import to_yaml
+    from isic_ray.config.describe import to_yaml
 
-    chosen = load_sweep("demo").at({"edit.strength": 0.789, "loop.max_rounds": 2})
+    chosen = load_sweep("demo").config_at({"edit.strength": 0.789, "loop.max_rounds": 2})
     (tmp_path / "best.yaml").write_text("# chosen\n" + to_yaml(chosen))
     assert load_config(tmp_path / "best.yaml") == chosen

@@ -21,7 +21,7 @@ from torch import Tensor
 from isic_ray.cli.main import main
 from isic_ray.cli.options import USER_ERROR
 from isic_ray.codebook import SafeCodebook
-from isic_ray.config.run import describe, to_yaml
+from isic_ray.config.describe import describe, to_yaml
 from isic_ray.errors import UserError
 from isic_ray.execution.pictures import _Decode
 from isic_ray.models.base import ModelSpec

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from isic_ray.config.run import to_yaml
+from isic_ray.config.describe import to_yaml
 from isic_ray.runs.run import Run
 from tests.faults.small import TRAINED, account, essence, tries_over
 from tests.faults.test_secrets import CANARY, SECRETS

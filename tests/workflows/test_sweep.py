@@ -89,7 +89,7 @@ def test_the_last_test_uses_prompts_that_no_trial_saw(sweep: Finished) -> None:
 def test_the_chosen_settings_are_a_configuration_for_run(sweep: Finished) -> None:
     config, out, _ = sweep
     chosen = load_config(out / "best.yaml")
-    assert chosen.edit == config.start().edit
+    assert chosen.edit == config.start_config().edit
     assert chosen.finetune.steps == 3  # trials take 2, which is cheaper
     assert chosen.loop.arms == load_config("demo").loop.arms
     assert (out / "pareto.svg").read_text().startswith("<svg")
