@@ -265,8 +265,8 @@ class ExecutionConfig:
     patience_s: NotNegative = 14400
     """Seconds without progress, such as waiting for spot machines, before a run gives up."""
     price_per_hour: NotNegative = 0.0
-    """Price per hour of one actor's share of a machine, for `isic plan` and the cost so far; 0 = not
-    known."""
+    """Price per hour of one actor's share of a machine, for `isic plan` and the cost so far; 0 =
+    not known."""
     draws_per_second: NotNegative = 0.0
     """Pictures that one actor draws per second, for `isic plan`; 0 = not known."""
     judgements_per_second: NotNegative = 0.0
