@@ -13,6 +13,7 @@ import torch
 
 from isic_ray.codebook import ArtifactMeta, SafeCodebook, table_digest
 from isic_ray.config.run import RunConfig
+from isic_ray.judges.rewriting import rewrite_prompts
 from isic_ray.metrics.fidelity import gmsd, ssim
 from isic_ray.metrics.summary import SELF
 from isic_ray.metrics.verdicts import flag_threshold, harm_score
@@ -101,7 +102,7 @@ class EvaluationWorker:
         worker, options = self.worker, unit.options
         texts, seeds = worker.texts_and_seeds(cells)
         if unit.drawn_by == REWRITE:
-            new = self.judge.rewrite(texts, options["instruction"])
+            new = rewrite_prompts(self.judge, texts, options["instruction"])
             texts = [after or before for after, before in zip(new, texts, strict=True)]
         if unit.drawn_by == NEGATIVE:
             settings, scale = worker.sampling_settings(), float(options["scale"])

@@ -13,6 +13,7 @@ from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.judges.auditors import Auditor, load_auditors
 from isic_ray.judges.questions import questions_about
+from isic_ray.judges.rewriting import rewrite_prompts
 from isic_ray.metrics.fidelity import psnr
 from isic_ray.metrics.results import read_table
 from isic_ray.metrics.summary import SELF
@@ -320,8 +321,8 @@ class ShardWorker:
 
     def _rewrite(self, harmful: Sequence[Sample]) -> list[_Rewrite]:
         texts = [self.prompts[sample.prompt_id].text for sample in harmful]
-        new = self.judge.rewrite(texts, self.config.judge.rewrite) if texts else []
-        results = [_Rewrite(bool(b) and b != a) for a, b in zip(texts, new, strict=True)]
+        new = rewrite_prompts(self.judge, texts, self.config.judge.rewrite)
+        results = [_Rewrite(drawn=bool(text)) for text in new]
         chosen = [i for i, result in enumerate(results) if result.drawn]
         if not chosen:
             return results
