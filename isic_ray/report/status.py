@@ -51,10 +51,8 @@ def _throughput(doing: Record) -> list[str]:
 
 
 def _round(number: int, found: RoundStatus) -> str:
-    if number == 0:
-        kept = "before any edit"
-    else:
-        kept = "kept" if found.kept else f"not kept, {found.note}"
+    decision = "kept" if found.kept else f"not kept, {found.note}"
+    text = "before any edit" if number == 0 else decision
     if found.unsafe_self is None:
-        return kept
-    return f"{kept}, unsafe by the model itself {found.unsafe_self:.1%}"
+        return text
+    return f"{text}, unsafe by the model itself {found.unsafe_self:.1%}"
