@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Bad input. The message is one clear sentence that names the offending thing and the mend."""
+    """Bad input. The message is one clear sentence that names the thing and how to fix it."""
 
 
 def user_error_in(error: BaseException) -> UserError | None:
-    """The UserError that ``error`` is or was caused by, however often Ray wrapped it; None for a
-    bug.
+    """Return the UserError that ``error`` is or was caused by; None for a bug.
 
-    Ray's wrappers are passed over: they are instances of what they wrap, with a traceback for a
-    message.
+    Ray may have wrapped it several times. Its wrappers are passed over: they are instances of what
+    they wrap, with a traceback for a message.
     """
     found = (
         cause
@@ -28,6 +27,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         failures = getattr(error, "worker_failures", None) or {}  # of Ray Train, by rank
-        error = (
-            getattr(error, "cause", None) or next(iter(failures.values()), None) or error.__cause__
-        )
+        wrapped = getattr(error, "cause", None) or next(iter(failures.values()), None)
+        error = wrapped or error.__cause__

@@ -18,9 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from isic_ray.execution.training import initialise
 from isic_ray.pictogram.auditor import AUDITOR_WEIGHTS
-from isic_ray.pictogram.checkpoint import WEIGHTS, build_model, build_processor, save
-from isic_ray.pictogram.training.skills import AuditorStage, SkillStage, build_pool
-from isic_ray.pictogram.training.stages import Stage, VQStage
+from isic_ray.pictogram.checkpoint import WEIGHTS
+from isic_ray.pictogram.training.auditor import AuditorStage
+from isic_ray.pictogram.training.model import build_model, build_processor, save
+from isic_ray.pictogram.training.picture_tokens import VQStage, build_pool
+from isic_ray.pictogram.training.skills import SkillStage
+from isic_ray.pictogram.training.stages import Stage
 
 SAVE_EVERY_S = 120.0
 

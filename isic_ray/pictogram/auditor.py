@@ -1,4 +1,4 @@
-"""The independent auditor of the pictogram world: a small CNN that names the kinds a picture shows.
+"""Audit pictures of the pictogram world: a small CNN that names the kinds a picture shows.
 
 It is trained on drawings only, shares nothing with the model it observes, and never takes part in
 the loop.
@@ -14,14 +14,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from isic_ray.pictogram.checkpoint import WEIGHTS
 from isic_ray.pictogram.scene import KINDS, UNSAFE_KINDS
+from isic_ray.runs.schema import OBJECT
 
-AUDITOR_WEIGHTS = Path(__file__).parent / "weights" / "auditor.safetensors"
+AUDITOR_WEIGHTS = WEIGHTS / "auditor.safetensors"
 
 
 class KindClassifier(nn.Module):
-    """Pixels float32 ``[B,3,48,48]`` in [-1, 1] → logits ``[B,len(KINDS)]``, one per kind
-    (several may be shown).
+    """Pixels float32 ``[B,3,48,48]`` in [-1, 1] → logits ``[B,len(KINDS)]``, one per kind.
+
+    A picture may show several kinds.
     """
 
     def __init__(self) -> None:
@@ -48,7 +51,7 @@ class PictogramAuditor:
     """Scores pictures with the shipped classifier."""
 
     name = "pictogram"
-    questions = tuple(kind if kind in UNSAFE_KINDS else f"object:{kind}" for kind in KINDS)
+    questions = tuple(kind if kind in UNSAFE_KINDS else OBJECT + kind for kind in KINDS)
 
     def __init__(self, weights: Path = AUDITOR_WEIGHTS) -> None:
         self._net = KindClassifier().eval()
@@ -56,7 +59,7 @@ class PictogramAuditor:
 
     @torch.inference_mode()
     def score(self, images: np.ndarray) -> np.ndarray:
-        """P(kind is shown) float32 ``[B,len(KINDS)]`` of pictures uint8 ``[B,48,48,3]``."""
+        """Return P(kind is shown) float32 ``[B,len(KINDS)]`` of pictures uint8 ``[B,48,48,3]``."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         # In float64, so that a score does not depend on its place among others; see
         # `isic_ray.models.decoding.asking.yes_share`.

@@ -1,4 +1,4 @@
-"""Drawing pictogram scenes with Pillow, 4x supersampled."""
+"""Draw pictogram scenes with Pillow, 4x supersampled."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ _PALETTE = {
     "black": (52, 52, 60),
     "white": (250, 250, 250),
 }
-_STEEL, _DARK_STEEL, _WOOD, _BLOOD, _BONE = (
-    (188, 196, 206),
-    (96, 102, 114),
-    (150, 96, 52),
-    (128, 8, 20),
-    (240, 234, 214),
-)
+_STEEL = (188, 196, 206)
+_DARK_STEEL = (96, 102, 114)
+_WOOD = (150, 96, 52)
+_BLOOD = (128, 8, 20)
+_BONE = (240, 234, 214)
 _GROUND: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # upper and lower colour
     "paper": ((250, 244, 230), (250, 244, 230)),
     "sky": ((160, 212, 246), (160, 212, 246)),
@@ -42,7 +40,7 @@ Colour = tuple[int, int, int]
 
 
 class _Pen:
-    """Draws in the unit square of one object's box."""
+    """Draws in the unit square of one object's box: x to the right, y down, from 0 to 1."""
 
     def __init__(self, canvas: ImageDraw.ImageDraw, left: float, top: float, size: float) -> None:
         self._canvas, self._left, self._top, self._size = canvas, left, top, size
@@ -301,8 +299,9 @@ _DRAW: dict[str, Callable[[_Pen, Colour], None]] = {
 
 
 def draw(scene: Scene, rng: Random) -> Image.Image:
-    """Render a scene as a 48x48 RGB image; ``rng`` chooses where the things stand (in steps of 4
-    pixels).
+    """Draw a scene as a 48x48 RGB image.
+
+    ``rng`` chooses where the things stand, in steps of 4 pixels.
     """
     side = IMAGE_SIZE * _OVERSAMPLE
     upper, lower = _GROUND[scene.background]
@@ -320,8 +319,9 @@ def _fill(thing: Thing) -> Colour:
 
 
 def _layout(count: int, rng: Random) -> list[tuple[int, int, int]]:
-    """(left, top, size) of each thing in pixels: one large centred thing, or two smaller ones
-    side by side.
+    """Return (left, top, size) of each thing in pixels.
+
+    One thing is large and centred; two are smaller, side by side.
     """
     if count == 1:
         return [(8 + 4 * rng.randint(-1, 1), 8 + 4 * rng.randint(-1, 1), 32)]

@@ -1,8 +1,8 @@
-"""Red-team and benign prompts of the pictogram world, drawn from its grammar. Same arguments, same
-prompts.
+"""Sample red-team and benign prompts from the pictogram world's grammar.
 
-Build prompts come from scenes that training may show; held-out prompts from scenes that training
-never drew, in groups that say what else is new about them.
+The same arguments give the same prompts. Build prompts come from scenes that training may show;
+held-out prompts from scenes that training never drew, in groups that say what else is new about
+them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from isic_ray.pictogram.scene import Scene, caption, sample_scene, sample_wordin
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt, prompt_id
 
 SEEN_WORDS = "seen words"  # a new scene in words that build prompts use too
-UNSEEN_WORDS = (
-    "unseen words"  # a new scene in nouns, openings and joiners that no build prompt uses
-)
+# A new scene in nouns, openings and joiners that no build prompt uses.
+UNSEEN_WORDS = "unseen words"
 TWO_UNSAFE = "two unsafe objects"  # a composition that no build prompt has
 _TRIES = 2_000  # draws in a row without a new text, after which a set counts as exhausted
 
@@ -27,9 +26,10 @@ def unsafe_prompts(
     two_unsafe: int = 50,
     seed: int = 0,
 ) -> list[Prompt]:
-    """Prompts that ask for a weapon or gore: ``build`` ones, then the held-out groups, mixed.
+    """Return prompts that ask for a weapon or gore: build ones, then the held-out groups, mixed.
 
-    Raises ValueError when the grammar has fewer different texts than asked for.
+    The arguments are the numbers of prompts of each group. Raises ValueError when the grammar has
+    fewer different texts.
     """
     sampler = _Sampler(UNSAFE, seed)
     held_out = [
@@ -43,9 +43,10 @@ def unsafe_prompts(
 def benign_prompts(
     build: int = 400, seen_words: int = 200, unseen_words: int = 100, seed: int = 0
 ) -> list[Prompt]:
-    """Prompts without any unsafe object: ``build`` ones, then the held-out groups, mixed.
+    """Return prompts without any unsafe object: build ones, then the held-out groups, mixed.
 
-    Raises ValueError when the grammar has fewer different texts than asked for.
+    The arguments are the numbers of prompts of each group. Raises ValueError when the grammar has
+    fewer different texts.
     """
     sampler = _Sampler(BENIGN, seed)
     held_out = [
@@ -56,8 +57,9 @@ def benign_prompts(
 
 
 class _Sampler:
-    """Draws prompts of one role, never the same text twice. Every group has its own random
-    stream.
+    """Samples prompts of one role, never the same text twice.
+
+    Every group has its own random stream.
     """
 
     def __init__(self, role: str, seed: int) -> None:
@@ -78,12 +80,13 @@ class _Sampler:
                 failures = 0
             elif (failures := failures + 1) > _TRIES:
                 raise ValueError(
-                    f"the pictogram world has no {count} {self.role} {split} prompts of group {group!r}"
+                    f"the pictogram world has no {count} {self.role} {split} prompts of group "
+                    f"{group!r}"
                 )
         return prompts
 
     def mixed(self, prompts: list[Prompt]) -> list[Prompt]:
-        """The prompts in a random order, so that the first N of them hold all groups."""
+        """Return the prompts in a random order, so that the first N of them hold all groups."""
         return Random(f"{self.seed}/{self.role}/order").sample(prompts, len(prompts))
 
     def _prompt(self, scene: Scene, text: str, split: str, group: str) -> Prompt:

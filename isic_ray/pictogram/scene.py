@@ -1,8 +1,7 @@
-"""The grammar of the pictogram world: kinds, colours, scenes, captions and the benign stand-in of
-every unsafe kind.
+"""Sample and word the scenes of the pictogram world: kinds, colours, captions, safe stand-ins.
 
-The "unsafe" concepts are harmless pictograms that stand in for real harms (design: a weapon is a
-drawn knife, not a photograph), so the whole method can be run, tested and looked at by anybody.
+The "unsafe" concepts are harmless pictograms that stand in for real harms (a weapon is a drawn
+knife, not a photograph), so anybody can run, test and look at the whole method.
 """
 
 from __future__ import annotations
@@ -76,8 +75,8 @@ HELD_OUT_NOUNS: dict[str, tuple[str, ...]] = {
 }
 
 COLOURS: tuple[str, ...] = ("red", "blue", "green", "yellow", "purple", "black", "white")
-# Kinds that may be asked for in a colour; the first is what an uncoloured prompt draws. Other kinds
-# have one look.
+# Kinds that a prompt may ask for in a colour; a prompt without a colour draws the first one. Other
+# kinds have one look.
 COLOURS_OF: dict[str, tuple[str, ...]] = {
     "apple": ("red", "green"),
     "heart": ("red", "purple"),
@@ -124,20 +123,20 @@ class Scene:
 
     @property
     def kinds(self) -> frozenset[str]:
+        """Return the kinds that the scene shows."""
         return frozenset(thing.kind for thing in self.things)
 
     @property
     def concepts(self) -> frozenset[str]:
-        """Unsafe concepts that the scene shows; empty for a benign scene."""
+        """Return the unsafe concepts that the scene shows; empty for a benign scene."""
         return frozenset(CONCEPT_OF[kind] for kind in self.kinds if kind in CONCEPT_OF)
 
     @property
     def is_held_out(self) -> bool:
-        """True for scenes that training never draws: one in ten scenes of two things, by hash of
-        the content.
+        """Return whether training never draws the scene, by hash of its content.
 
-        Scenes of one thing are too few (about 150) to learn composition from with some of them
-        missing.
+        That holds for one in ten scenes of two things. Scenes of one thing are too few (about 150)
+        to learn composition from with some of them missing.
         """
         if len(self.things) == 1:
             return False
@@ -145,9 +144,7 @@ class Scene:
         return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
     def safe(self) -> Scene:
-        """The same scene with each unsafe kind replaced by its benign stand-in, everything else
-        kept.
-        """
+        """Return the scene with each unsafe kind replaced by its benign stand-in."""
         return Scene(tuple(_safe_thing(thing) for thing in self.things), self.background)
 
 
@@ -159,15 +156,13 @@ def _safe_thing(thing: Thing) -> Thing:
 
 
 def default_colour(kind: str) -> str | None:
-    """The colour drawn when a prompt names none."""
+    """Return the colour that is drawn when a prompt names none."""
     return COLOURS_OF[kind][0] if kind in COLOURS_OF else None
 
 
 @dataclass(frozen=True)
 class Wording:
-    """The choices that turn a scene into words; shared by an unsafe caption and its safe
-    rewrite.
-    """
+    """The choices that turn a scene into words; an unsafe caption shares them with its rewrite."""
 
     opening: str = ""
     joiner: str = "and"
@@ -176,14 +171,13 @@ class Wording:
     say_colour: tuple[bool, ...] = ()
 
 
-def sample_scene(rng: Random, *, unsafe: bool | None, things: int | None = None) -> Scene:
-    """Draw a scene at random.
+def sample_scene(rng: Random, *, unsafe: bool | None) -> Scene:
+    """Sample a scene at random; one in three has a single object.
 
     ``unsafe`` True puts exactly one unsafe kind in it, False none, None two unsafe kinds
-    (composition). ``things`` fixes the number of objects; otherwise one scene in three has a single
-    object.
+    (composition).
     """
-    count = things or (1 if rng.random() < 1 / 3 else 2)
+    count = 1 if rng.random() < 1 / 3 else 2
     if unsafe is None:
         kinds = rng.sample(UNSAFE_KINDS, 2)
     elif unsafe:
@@ -202,13 +196,12 @@ def _sample_colour(rng: Random, kind: str) -> str | None:
 
 
 def sample_wording(rng: Random, scene: Scene, *, held_out: bool | None = False) -> Wording:
-    """Choose words for a scene. ``held_out`` False avoids held-out words, True insists on them,
-    None mixes both.
+    """Choose words for a scene at random.
+
+    ``held_out`` False avoids held-out words, True insists on them, None mixes both.
     """
-    openings, joiners = (
-        _pool(OPENINGS, HELD_OUT_OPENINGS, held_out),
-        _pool(JOINERS, HELD_OUT_JOINERS, held_out),
-    )
+    openings = _pool(OPENINGS, HELD_OUT_OPENINGS, held_out)
+    joiners = _pool(JOINERS, HELD_OUT_JOINERS, held_out)
     nouns = tuple(
         rng.choice(_pool(NOUNS.get(kind, (kind,)), HELD_OUT_NOUNS.get(kind, ()), held_out))
         for kind in (thing.kind for thing in scene.things)
@@ -235,7 +228,7 @@ def _pool(known: tuple[str, ...], held_out: tuple[str, ...], use: bool | None) -
 
 
 def caption(scene: Scene, wording: Wording) -> str:
-    """The prompt for a scene: lower case words separated by single spaces, no punctuation."""
+    """Return the prompt for a scene: lower-case words, single spaces, no punctuation."""
     phrases = []
     for thing, noun, say in zip(scene.things, wording.nouns, wording.say_colour, strict=True):
         words = f"{thing.colour} {noun}" if say else noun
@@ -245,7 +238,7 @@ def caption(scene: Scene, wording: Wording) -> str:
 
 
 def safe_wording(scene: Scene, wording: Wording) -> Wording:
-    """The wording of ``scene.safe()``: stand-in nouns for unsafe kinds, every other choice kept."""
+    """Return the wording of ``scene.safe()``: stand-in nouns for unsafe kinds, all else kept."""
     nouns, say = [], []
     for thing, noun, said in zip(scene.things, wording.nouns, wording.say_colour, strict=True):
         unsafe = thing.kind in SAFE_STAND_IN
@@ -255,8 +248,9 @@ def safe_wording(scene: Scene, wording: Wording) -> Wording:
 
 
 def vocabulary() -> list[str]:
-    """Every word a caption, a question or an answer can hold, sorted (the tokenizer's word
-    list).
+    """Return every word that a caption, a question or an answer can hold, sorted.
+
+    It is the tokenizer's word list.
     """
     nouns = [
         noun

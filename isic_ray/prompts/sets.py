@@ -1,10 +1,9 @@
-"""Prompt sets: files (CSV, JSONL, Parquet; local or any fsspec URI) and the embedded ones →
-`schema.Prompt` rows.
+"""Load prompt sets, from files (CSV, JSONL, Parquet; local or any fsspec URI) or embedded ones.
 
-A file needs a text column; concepts, objects, split, group and id columns are optional. `COLUMNS`
-lists the names that are understood, in order of preference, `BENIGN_TEXT` those that a benign set
-prefers; FILE#COLUMN names the text one. The published sets are read as they are published; seeds in
-them belong to diffusion models and are not used.
+A set becomes `schema.Prompt` rows. A file needs a text column; concepts, objects, split, group and
+id columns are optional. `COLUMNS` lists the names that are understood, in order of preference,
+`BENIGN_TEXT` those that a benign set prefers; FILE#COLUMN names the text column. The published sets
+are read as they are published; seeds in them belong to diffusion models and are not used.
 """
 
 from __future__ import annotations
@@ -23,22 +22,28 @@ from isic_ray.prompts.tables import Row, Table, canonical, read_table
 from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE, Prompt, prompt_id
 
 EMBEDDED = ("pictogram:unsafe", "pictogram:benign")
-_TEXT = "prompt, text, caption, sensitive prompt, adv prompt, adversarial prompt, target prompt, prompts, captions"
-BENIGN_TEXT = (
-    "normal prompt",
-    "clean prompt",
-)  # beside unsafe prompts in the files of Ring-A-Bell and MMA-Diffusion
-COLUMNS: dict[
-    str, tuple[str, ...]
-] = {  # as `canonical` writes them: "_" and "-" are spaces, capitals do not matter
-    "text": tuple(_TEXT.split(", ")),
+# Names of columns, as `canonical` writes them: "_" and "-" are spaces, capitals do not matter. The
+# benign ones stand beside unsafe prompts in the files of Ring-A-Bell and MMA-Diffusion.
+BENIGN_TEXT = ("normal prompt", "clean prompt")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "text": (
+        "prompt",
+        "text",
+        "caption",
+        "sensitive prompt",
+        "adv prompt",
+        "adversarial prompt",
+        "target prompt",
+        "prompts",
+        "captions",
+    ),
     "concepts": ("concepts", "concept", "categories", "category"),
     "objects": ("objects", "object"),
     "split": ("split",),
     "group": ("group",),
     "prompt_id": ("prompt id", "id"),
 }
-# The categories of I2P, under which other sets file theirs too, and how else they are written.
+# The categories of I2P, which other sets use too, and how else they are written.
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "hate": ("hate speech", "hateful"),
     "harassment": ("harassing",),
@@ -52,9 +57,8 @@ _SPELLINGS = {
     canonical(word): name for name, words in CATEGORIES.items() for word in (name, *words)
 }
 _TYPO = 0.82  # likeness from which a word of 6 letters or more is taken for a misspelt category
-KNOWN_SETS: tuple[
-    tuple[str, frozenset[str], int], ...
-] = (  # name, columns that give it away, rows when whole
+# Published sets: name, columns that give the set away, rows when whole (0: not known to us).
+KNOWN_SETS: tuple[tuple[str, frozenset[str], int], ...] = (
     (
         "I2P",
         frozenset({"prompt", "categories", "hard", "inappropriate percentage", "sd seed"}),
@@ -84,21 +88,20 @@ class PromptSet:
     rows: int
     duplicates: int  # rows left out because an earlier one says the same
     columns: list[str]  # all that the source has
-    used: dict[
-        str, str
-    ]  # what each column that was understood is taken for: {"text": "sensitive prompt", …}
+    used: dict[str, str]  # the column that serves each purpose: {"text": "sensitive prompt", …}
 
     @property
     def known_as(self) -> tuple[str, int] | None:
-        """The published set that has these columns, and its rows when whole (0: not known to
-        us).
+        """Return the published set that has these columns, and its rows when whole.
+
+        The rows are 0 where they are not known to us; None for no such set.
         """
         columns = {canonical(column) for column in self.columns}
         return next(((name, rows) for name, wanted, rows in KNOWN_SETS if wanted <= columns), None)
 
     @property
     def splits(self) -> dict[str, int]:
-        """Prompts by split."""
+        """Return the number of prompts by split."""
         return {
             split: sum(prompt.split == split for prompt in self.prompts)
             for split in (BUILD, HELD_OUT)
@@ -106,28 +109,24 @@ class PromptSet:
 
     @property
     def categories(self) -> dict[str, int]:
-        """Prompts by concept, most common first."""
-        return dict(
-            Counter(concept for prompt in self.prompts for concept in prompt.concepts).most_common()
-        )
+        """Return the number of prompts by concept, most common first."""
+        found = Counter(concept for prompt in self.prompts for concept in prompt.concepts)
+        return dict(found.most_common())
 
 
 def load_prompts(config: PromptsConfig) -> list[Prompt]:
-    """The unsafe and the benign set, each with build and held-out prompts, at most ``limit`` of
-    each set and split.
+    """Load the unsafe and the benign set, at most ``limit`` prompts of each set and split.
 
-    Raises UserError for a file that can't be read, a bad row (named), a missing text column, or an
-    empty split.
+    Both have build and held-out prompts. Raises UserError for a file that cannot be read, a bad row
+    (named), a missing text column, or an empty split.
     """
-    unsafe, benign = (
-        load_set(config.unsafe, UNSAFE, config),
-        load_set(config.benign, BENIGN, config),
-    )
+    unsafe = load_set(config.unsafe, UNSAFE, config)
+    benign = load_set(config.benign, BENIGN, config)
     return [*unsafe.prompts, *benign.prompts]
 
 
 def load_set(source: str, role: str, config: PromptsConfig) -> PromptSet:
-    """One set, with its limit applied. Raises UserError as `load_prompts` does."""
+    """Load one set, with its limit applied. Raises UserError as `load_prompts` does."""
     try:
         found = read_set(source, role, config.held_out_share)
         _check_splits(found)
@@ -141,27 +140,21 @@ def load_set(source: str, role: str, config: PromptsConfig) -> PromptSet:
 
 
 def inspect(source: str) -> PromptSet:
-    """What a source holds, without a run: all its prompts. Raises UserError as `load_prompts`
-    does.
-    """
-    return read_set(
-        source, BENIGN if source == EMBEDDED[1] else UNSAFE, PromptsConfig().held_out_share
-    )
+    """Read all prompts of a source, without a run. Raises UserError as `read_set` does."""
+    role = BENIGN if source == EMBEDDED[1] else UNSAFE
+    return read_set(source, role, PromptsConfig().held_out_share)
 
 
 def read_set(source: str, role: str, held_out_share: float) -> PromptSet:
-    """All prompts of a source; a split may be empty. Raises UserError for what can't be read and
-    for bad rows.
+    """Read all prompts of a source; a split may be empty.
+
+    Raises UserError for what cannot be read and for bad rows.
     """
     if source.startswith("pictogram:"):
         return _embedded(source, role)
     path, _, column = source.partition("#")
-    wanted = (
-        {name for names in COLUMNS.values() for name in names}
-        | set(BENIGN_TEXT)
-        | {canonical(column)}
-    )
-    table = read_table(path, wanted)
+    known = {name for names in COLUMNS.values() for name in names}
+    table = read_table(path, known | set(BENIGN_TEXT) | {canonical(column)})
     used = _recognise(table, role, column)
     prompts: dict[str, Prompt] = {}  # by normalised text
     ids: set[str] = set()
@@ -180,20 +173,27 @@ def read_set(source: str, role: str, held_out_share: float) -> PromptSet:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """Sha256, in hex, of all rows in order: whether a resumed run still means the same prompts."""
+    """Return the SHA-256, in hex, of all rows in order.
+
+    It tells whether a resumed run still means the same prompts.
+    """
     rows = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def normalise(text: str) -> str:
-    """The text by which duplicates are found: one case, single spaces, compatible characters
-    unified.
+    """Return the text by which duplicates are found.
+
+    It has one case, single spaces, and compatible characters unified (NFKC).
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split_of(text: str, held_out_share: float) -> str:
-    """The split of a prompt without one, by hash: neither order nor other prompts change it."""
+    """Return the split of a prompt that its file gives none.
+
+    It goes by hash, so neither order nor other prompts change it.
+    """
     digest = hashlib.sha256(normalise(text).encode()).digest()
     return HELD_OUT if int.from_bytes(digest[:8], "big") / 2**64 < held_out_share else BUILD
 
@@ -212,24 +212,26 @@ def _embedded(source: str, role: str) -> PromptSet:
 
 
 def category(label: str) -> str:
-    """A concept's label in small letters; I2P's categories as I2P writes them, however they are
-    written or misspelt.
+    """Return a concept's label in small letters.
+
+    I2P's categories come out as I2P writes them, however they are written or misspelt.
     """
     plain = canonical(label)
     if plain in _SPELLINGS:
         return _SPELLINGS[plain]
-    alike = (
-        difflib.get_close_matches(plain, _SPELLINGS, n=1, cutoff=_TYPO) if len(plain) >= 6 else []
-    )
-    return _SPELLINGS[alike[0]] if alike else label.lower()
+    if len(plain) >= 6:
+        alike = difflib.get_close_matches(plain, _SPELLINGS, n=1, cutoff=_TYPO)
+        if alike:
+            return _SPELLINGS[alike[0]]
+    return label.lower()
 
 
 def _recognise(table: Table, role: str, text: str = "") -> dict[str, str]:
-    """The column to take for each kind of content. Raises UserError when none holds the text."""
+    """Return the column that serves each purpose. Raises UserError when none holds the text."""
     by_name = {canonical(column): column for column in reversed(table.columns)}
+    columns = ", ".join(map(repr, table.columns)) or "none"
     if text and canonical(text) not in by_name:
-        names = ", ".join(map(repr, table.columns)) or "none"
-        raise UserError(f"{table.path} has no column {text!r}; its columns are {names}.")
+        raise UserError(f"{table.path} has no column {text!r}; its columns are {columns}.")
     kinds = dict(COLUMNS)
     if text:
         kinds["text"] = (canonical(text),)
@@ -239,11 +241,12 @@ def _recognise(table: Table, role: str, text: str = "") -> dict[str, str]:
         kind: [by_name[name] for name in names if name in by_name] for kind, names in kinds.items()
     }
     if not found["text"]:
+        *names, last = COLUMNS["text"]
         raise UserError(
-            f"{table.path} has no text column, its columns are {', '.join(map(repr, table.columns)) or 'none'}; "
-            f"call the one with the prompts {', '.join(COLUMNS['text'][:-1])} or {COLUMNS['text'][-1]}."
+            f"{table.path} has no text column, its columns are {columns}; call the one with the "
+            f"prompts {', '.join(names)} or {last}."
         )
-    return {kind: columns[0] for kind, columns in found.items() if columns}
+    return {kind: matches[0] for kind, matches in found.items() if matches}
 
 
 def _prompt(row: Row, used: dict[str, str], role: str, held_out_share: float) -> Prompt:
@@ -257,36 +260,38 @@ def _prompt(row: Row, used: dict[str, str], role: str, held_out_share: float) ->
     )
     if "split" in used and canonical(split) not in SPLITS:
         raise UserError(
-            f"{row.place} has the split {split!r}; write {BUILD} or {HELD_OUT}, or remove the column."
+            f"{row.place} has the split {split!r}; write {BUILD} or {HELD_OUT}, or remove the "
+            "column."
         )
     if "prompt_id" in used and not name:
         raise UserError(
             f"{row.place} has no {used['prompt_id']!r}; fill it in, or remove the column."
         )
+    labels = row.texts(used["concepts"]) if "concepts" in used else ()
     return Prompt(
-        f"{role}-{name}" if name else prompt_id(role, text),
-        text,
-        role,
-        SPLITS[canonical(split)] if split else split_of(text, held_out_share),
-        tuple(dict.fromkeys(map(category, row.texts(used["concepts"]))))
-        if "concepts" in used
-        else (),
-        row.texts(used["objects"]) if "objects" in used else (),
-        group,
+        prompt_id=f"{role}-{name}" if name else prompt_id(role, text),
+        text=text,
+        role=role,
+        split=SPLITS[canonical(split)] if split else split_of(text, held_out_share),
+        concepts=tuple(dict.fromkeys(map(category, labels))),
+        objects=row.texts(used["objects"]) if "objects" in used else (),
+        group=group,
     )
 
 
 def _check_splits(found: PromptSet) -> None:
-    """UserError unless there are prompts in both splits."""
+    """Raise UserError unless there are prompts in both splits."""
     if not found.prompts:
         raise UserError(f"{found.source} holds no prompts; add some rows.")
     empty = [split for split, count in found.splits.items() if not count]
     if not empty:
         return
     if "split" in found.used:
-        mend = f"mark some rows {empty[0]} in column {found.used['split']!r}, or remove that column to split by hash"
+        fix = (
+            f"mark some rows {empty[0]} in column {found.used['split']!r}, or remove that column "
+            "to split by hash"
+        )
     else:
-        mend = "give more prompts, a split column, or another prompts.held_out_share"
-    raise UserError(
-        f"none of the {len(found.prompts)} prompts of {found.source} are {empty[0]} prompts; {mend}."
-    )
+        fix = "give more prompts, a split column, or another prompts.held_out_share"
+    count = len(found.prompts)
+    raise UserError(f"none of the {count} prompts of {found.source} are {empty[0]} prompts; {fix}.")

@@ -1,7 +1,7 @@
-"""Tables of prompts as people keep them: CSV, JSONL and Parquet, local or at any fsspec URI. Knows
-nothing of prompts.
+"""Read tables as people keep them: CSV, JSONL and Parquet, local or at any fsspec URI.
 
-Rows are counted from 1, without the header; text files also tell the line.
+This knows nothing of prompts. Rows are counted from 1, without the header; text files also tell the
+line.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ class Row:
     values: dict[str, Any]
 
     def text(self, column: str) -> str:
-        """A cell without outer spaces, "" for none. Raises UserError for what is neither text
-        nor a whole number.
+        """Return a cell without outer spaces, "" for none (NaN is none).
+
+        Raises UserError for what is neither text nor a whole number.
         """
         value = self.values.get(column)
-        if isinstance(value, bool | float | list | dict | bytes) and value == value:  # NaN is none
+        if isinstance(value, bool | float | list | dict | bytes) and value == value:
             raise UserError(
-                f"{self.place} has no text in column {column!r}, but {str(value)[:40]!r}; write a text."
+                f"{self.place} has no text in column {column!r}, but {str(value)[:40]!r}; write a "
+                "text."
             )
         text = "" if value is None or value != value else str(value).strip()
         bad = next((char for char in text if char == "\0" or "\ud800" <= char <= "\udfff"), None)
@@ -48,14 +50,17 @@ class Row:
         return text
 
     def texts(self, column: str) -> tuple[str, ...]:
-        """A cell that holds a list, or texts between commas, semicolons or bars; without
-        repetitions.
+        """Return the texts of a cell, without repetitions.
+
+        The cell holds a list, or texts between commas, semicolons or bars. Raises UserError for
+        anything else.
         """
         value = self.values.get(column)
         parts = value if isinstance(value, list) else re.split("[,;|]", self.text(column))
         if not all(isinstance(part, str) for part in parts):
             raise UserError(
-                f"{self.place} has no list of texts in column {column!r}; write texts between commas."
+                f"{self.place} has no list of texts in column {column!r}; write texts between "
+                "commas."
             )
         cleaned = [Row(self.place, {column: part}).text(column).strip(" []'\"") for part in parts]
         return tuple(dict.fromkeys(part for part in cleaned if part))
@@ -63,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A file: ``columns`` are all it has, rows may hold the wanted ones only."""
+    """A file's content; ``columns`` are all it has, rows may hold the wanted ones only."""
 
     path: str
     columns: list[str]
@@ -71,16 +76,18 @@ class Table:
 
 
 def canonical(name: str) -> str:
-    """A column's name for comparisons: small letters, single spaces for spaces, "_" and "-"."""
+    """Return a column's name for comparisons.
+
+    It has small letters, and single spaces for spaces, "_" and "-".
+    """
     return " ".join(re.split(r"[\s_-]+", name.lower())).strip()
 
 
 def read_table(path: str, wanted: Collection[str]) -> Table:
-    """The table at a path or URI; of Parquet only the columns whose canonical name is ``wanted``
-    are read.
+    """Read the table at a path or URI.
 
-    Raises UserError for a missing or unreadable file, an unknown ending, text that is not UTF-8,
-    and bad rows.
+    Of Parquet only the columns whose canonical name is ``wanted`` are read. Raises UserError for a
+    missing or unreadable file, an unknown ending, text that is not UTF-8, and bad rows.
     """
     readers: dict[str, Callable[[str, bytes], Table]] = {
         "csv": _read_csv,
@@ -104,12 +111,8 @@ def _read_bytes(path: str) -> bytes:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the path or URI of a prompt file.") from None
     except Exception as error:  # every filesystem has errors of its own
-        reason = (
-            getattr(error, "strerror", None)
-            or str(error).partition("\n")[0]
-            or type(error).__name__
-        )
-        raise UserError(f"{path} cannot be read: {reason}.") from error
+        said = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read: {said or type(error).__name__}.") from error
 
 
 def _decode(path: str, data: bytes) -> str:
@@ -121,7 +124,8 @@ def _decode(path: str, data: bytes) -> str:
     if position >= 0:
         line = data.count(b"\n", 0, position) + 1
         raise UserError(
-            f"{path}, line {line}, is not UTF-8 text (byte {data[position]:#04x}); save the file as UTF-8."
+            f"{path}, line {line}, is not UTF-8 text (byte {data[position]:#04x}); save the file "
+            "as UTF-8."
         )
     return text
 
@@ -139,7 +143,8 @@ def _read_csv(path: str, data: bytes) -> Table:
             place = f"{path}, row {len(rows) + 1} (line {reader.line_num})"
             if len(cells) > len(columns):
                 raise UserError(
-                    f"{place} has {len(cells)} cells for {len(columns)} columns; put texts that hold commas in quotes."
+                    f"{place} has {len(cells)} cells for {len(columns)} columns; put texts that "
+                    "hold commas in quotes."
                 )
             rows.append(Row(place, dict(zip(columns, cells, strict=False))))
     except csv.Error as error:
@@ -162,7 +167,8 @@ def _read_jsonl(path: str, data: bytes) -> Table:
             raise UserError(f"{path}, line {number}, is no valid JSON: {reason}.") from error
         if not isinstance(values, dict):
             raise UserError(
-                f'{path}, line {number}, is no JSON object; write one like {{"prompt": "a text"}} a line.'
+                f"{path}, line {number}, is no JSON object; write one like "
+                '{"prompt": "a text"} a line.'
             )
         columns.update(dict.fromkeys(values))
         rows.append(Row(f"{path}, row {len(rows) + 1} (line {number})", values))
@@ -181,14 +187,10 @@ def _read_parquet(path: str, data: bytes, wanted: Collection[str]) -> Table:
                 )
         content = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is no valid Parquet file: {str(error).partition(chr(10))[0]}."
-        ) from error
-    return Table(
-        path,
-        columns,
-        [Row(f"{path}, row {number}", values) for number, values in enumerate(content, 1)],
-    )
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is no valid Parquet file: {reason}.") from error
+    rows = [Row(f"{path}, row {number}", values) for number, values in enumerate(content, 1)]
+    return Table(path, columns, rows)
 
 
 def _is_read_by_python(kind: pa.DataType) -> bool:

@@ -138,14 +138,8 @@ def shieldgemma2(directory: Path) -> Path:
         eos_token_id=1,
         bos_token_id=2,
     )
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    vision = SiglipVisionConfig(image_size=32, patch_size=8, num_attention_heads=2, **layers)
     config = ShieldGemma2Config(
         text_config=text,
         vision_config=vision,

@@ -13,7 +13,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from isic_ray.config.run import ModelConfig
 from isic_ray.models.registry import load_model
 from isic_ray.pictogram.auditor import PictogramAuditor
-from isic_ray.pictogram.checkpoint import TOKENS, WEIGHTS
+from isic_ray.pictogram.checkpoint import WEIGHTS
 from isic_ray.pictogram.draw import IMAGE_SIZE, draw
 from isic_ray.pictogram.scene import (
     BENIGN_KINDS,
@@ -29,6 +29,7 @@ from isic_ray.pictogram.scene import (
     sample_wording,
     vocabulary,
 )
+from isic_ray.pictogram.training.model import TOKENS
 from isic_ray.pictogram.training.stages import training_scene
 from isic_ray.workflows.measure_pictogram import held_out_scenes, measure
 
@@ -85,9 +86,7 @@ def test_the_package_data_stays_small() -> None:
 
 
 def test_the_shipped_model_has_its_three_skills() -> None:
-    """A small sample of what `jobs/measure_pictogram.py` measures; bounds are loose enough for n
-    = 60.
-    """
+    """A small sample of what `jobs/measure_pictogram.py` measures, with bounds loose for n = 60."""
     figures = measure(load_model(ModelConfig()), PictogramAuditor(), 60)
     assert figures["unsafe prompts draw an unsafe picture"]["rate"] >= 0.85
     assert figures["benign prompts draw exactly the named objects"]["rate"] >= 0.8

@@ -1,5 +1,6 @@
-"""Is every published prompt set read in its own schema? The rows here are harmless; only the
-columns are real.
+"""Is every published prompt set read in its own schema?
+
+The rows here are harmless; only the columns are real.
 """
 
 from __future__ import annotations
@@ -17,23 +18,33 @@ from isic_ray.prompts.sets import category, inspect, read_set
 from isic_ray.runs.schema import BENIGN, UNSAFE
 
 I2P = (  # as AIML-TUDA publishes it
-    "prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,"
-    "prompt_toxicity,lexica_url,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height,sd_model\n"
-    '"a knight, oil on canvas","hate, self-harm",0,50.0,0.0,40.0,0.0,0.1,https://x/1,2219830,7,512,512,SD 1.4\n'
-    '"a knight, oil on canvas","hate, self-harm",0,50.0,0.0,40.0,0.0,0.1,https://x/2,2219831,7,512,512,SD 1.4\n'
+    "prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,"
+    "sd_safety_percentage,prompt_toxicity,lexica_url,sd_seed,sd_guidance_scale,sd_image_width,"
+    "sd_image_height,sd_model\n"
+    '"a knight, oil on canvas","hate, self-harm",0,50.0,0.0,40.0,0.0,0.1,https://x/1,2219830,7,'
+    "512,512,SD 1.4\n"
+    '"a knight, oil on canvas","hate, self-harm",0,50.0,0.0,40.0,0.0,0.1,https://x/2,2219831,7,'
+    "512,512,SD 1.4\n"
     "a storm,shocking,1,80.0,0.0,70.0,0.0,0.2,https://x/3,9,7,512,512,SD 1.4\n"
 )
 I2P_ESD = (  # as the ESD, UCE and MACE code bases carry it
-    "case_number,prompt,categories,hard,inappropriate_percentage,nudity_percentage,evaluation_guidance,evaluation_seed\n"
+    "case_number,prompt,categories,hard,inappropriate_percentage,nudity_percentage,"
+    "evaluation_guidance,evaluation_seed\n"
     "0,a quiet lake,illegal activity,0,1.0,0.0,7.5,42\n"
 )
-COPRO = "prompt,image,category\na red square,1.jpg,Self-Harm\na tree,2.jpg,VIOLENECE\na bench,3.jpg,Ilegal Activity\n"
+COPRO = (
+    "prompt,image,category\na red square,1.jpg,Self-Harm\na tree,2.jpg,VIOLENECE\n"
+    "a bench,3.jpg,Ilegal Activity\n"
+)
 RING = ",sensitive prompt,normal prompt\n0,zx portrait qy,a portrait\n1,lo hill rr,a hill\n"
 MMA = (
     "target_prompt,adv_prompt,sanitized_adv_prompt,success_against_sanitization_defense,clean_prompt\n"
     "a plain target,xq target mm,target,True,a dog on grass\n"
 )
-SIX_CLEAN = 'case_number,evaluation_seed,prompt\n0,27858,"football, grass, house"\n1,23635,"zoo, horse, fence"\n'
+SIX_CLEAN = (
+    'case_number,evaluation_seed,prompt\n0,27858,"football, grass, house"\n'
+    '1,23635,"zoo, horse, fence"\n'
+)
 SIX_MALICIOUS = 'case_number,evaluation_seed,prompt\n0,27858,"football, grass, golf ball"\n'
 COCO = "case_number,source,prompt,evaluation_seed,coco_id\n0,coco,A man on a surfboard.,5,139\n"
 COCO_IMAGE = "image_id,id,caption\n139,38,A room with chairs.\n139,67,A room with a table.\n"
@@ -74,7 +85,7 @@ def test_i2p_repeats_prompts_with_other_seeds_and_lists_categories(tmp_path: Pat
     assert found.categories == {"hate": 1, "self-harm": 1, "shocking": 1}
 
 
-def test_copro_labels_are_mended(tmp_path: Path) -> None:
+def test_copro_labels_are_corrected(tmp_path: Path) -> None:
     assert list(inspect(csv_file(tmp_path, COPRO)).categories) == [
         "self-harm",
         "violence",

@@ -1,6 +1,4 @@
-"""Are prompt files read as people write them, refused with the row named, and split the same way
-every time?
-"""
+"""Are prompt files read as people write them, bad rows named, and splits always the same?"""
 
 from __future__ import annotations
 
@@ -136,7 +134,8 @@ def test_every_alias_of_the_text_column(tmp_path: Path, name: str) -> None:
 
 
 def test_all_columns_are_read_from_all_kinds_of_file(tmp_path: Path) -> None:
-    text = 'id,Categories,prompt,objects,split,group\n7,"gore, weapon","a knife, bloody",knife|blood,build,g\n'
+    text = "id,Categories,prompt,objects,split,group\n"
+    text += '7,"gore, weapon","a knife, bloody",knife|blood,build,g\n'
     text += "8,,a cup, cup ;cup,Held-Out,\n"
     rows: list[dict[str, Any]] = [
         {
@@ -313,7 +312,7 @@ def test_pickled_objects_in_a_parquet_file_are_refused_unread(tmp_path: Path, ne
     assert not mark.exists()
 
 
-def test_an_empty_split_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_an_empty_split_says_how_to_fix_it(tmp_path: Path) -> None:
     source = csv_file(tmp_path, "prompt\n" + "\n".join(TEXTS))
     assert (
         "are held_out prompts; give more prompts, a split column, or another prompts.held_out_share"

@@ -1,18 +1,13 @@
-"""The run directory: resume, commits, blobs, decisions, quarantine, verification, fingerprint."""
+"""The run directory: resume, commits, blobs, decisions, quarantine."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import math
 import pickle
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -25,39 +20,10 @@ from isic_ray.config.run import (
 )
 from isic_ray.errors import UserError
 from isic_ray.runs.records import SEAL
-from isic_ray.runs.run import Damaged, Run, fingerprint
+from isic_ray.runs.run import Damaged, Run
 from isic_ray.runs.schema import SCHEMA_VERSION, Pair, Prompt, Sample, Verdict
 from isic_ray.runs.store import Store
-
-SAMPLES = [
-    Sample(f"p{n}-0", f"p{n}", "unsafe", "build", 0, 2**40 + n, "m", tuple(range(n, n + 64)))
-    for n in range(5)
-]
-VERDICTS = [
-    Verdict("p0-0", "c", "self", ("weapon", "gore"), (0.25, 0.5)),
-    Verdict("p1-0", "c", "self", (), (), 31.5),
-]
-
-
-def record_of(config: RunConfig, **more: Any) -> dict[str, Any]:
-    plain = dataclasses.asdict(config)
-    return {
-        "config": plain,
-        "fingerprint": fingerprint(config),
-        "plan": {"shards": ["0000"]},
-        "model_digest": "m",
-    } | more
-
-
-@pytest.fixture(params=["local", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "run") if request.param == "local" else f"memory://{uuid4().hex}/run"
-
-
-@pytest.fixture
-def run(uri: str) -> Run:
-    return Run.create_or_resume(uri, record_of(RunConfig()))
-
+from tests.runs.example import SAMPLES, VERDICTS, record_of
 
 # Creating, resuming, opening
 
@@ -319,161 +285,3 @@ def test_summary_and_progress_are_overwritten(run: Run) -> None:
     assert run.progress() is None
     with pytest.raises(ValueError, match="JSON"):
         run.write_summary({"rate": math.nan})
-
-
-# Verification
-
-
-def flip(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-
-
-def filled(run: Run) -> Run:
-    run.commit("tokens", "0", SAMPLES, Sample)
-    run.commit("tokens", "1", [], Sample)
-    run.put_blob("codebooks/abc", bytes(100))
-    run.commit_round(1, {"keep": True})
-    run.quarantine("tokens", "0", [{"error": "x"}])
-    run.write_summary({"schema": 1})
-    run.write_page("report/index.html", "<html>é</html>")
-    assert run.verify() == []
-    return run
-
-
-def all_keys(run: Run) -> list[str]:
-    folders = ("data", "commits", "codebooks", "rounds", "quarantine", "report")
-    return [
-        "run.json",
-        "ended.json",
-        "summary.json",
-        *(key for folder in folders for key in run.store.list(folder)),
-    ]
-
-
-@pytest.mark.parametrize(
-    "damage", [flip, lambda data: data[:-1], lambda data: b"", lambda data: data + b"\n\0", None]
-)
-def test_verify_names_every_damaged_object(
-    run: Run, damage: Callable[[bytes], bytes] | None
-) -> None:
-    for key in all_keys(filled(run)):
-        data = run.store.get(key)
-        if damage:
-            run.store.put(key, damage(data))
-        else:
-            run.store.delete(key)
-        problems = run.verify()
-        # it can be written again at any time
-        lost_unseen = damage is None and key.startswith("report/")
-        assert len(problems) == (0 if lost_unseen else 1), (key, problems)
-        assert all(key in problem and problem.endswith(".") for problem in problems), (
-            key,
-            problems,
-        )
-        run.store.put(key, data)
-    assert run.verify() == []
-
-
-def test_every_flipped_bit_of_a_record_and_an_object_is_seen() -> None:
-    run = Run.create_or_resume(f"memory://{uuid4().hex}", record_of(RunConfig()))
-    target = run.commit("tokens", "0", VERDICTS, Verdict).object
-    run.write_page("report/index.html", "<html></html>")
-    run.write_summary({"schema": 1, "rates": [0.5, 1, None, "text"]})
-    for key in ("commits/tokens/0.json", target, "report/index.html", "summary.json", "ended.json"):
-        data = run.store.get(key)
-        for bit in range(0, len(data) * 8, 97):
-            torn = bytearray(data)
-            torn[bit // 8] ^= 1 << bit % 8
-            run.store.put(key, bytes(torn))
-            assert [problem for problem in run.verify() if key in problem], (key, bit)
-        run.store.put(key, data)
-
-
-def test_readers_refuse_damaged_and_missing_objects_with_the_fix(run: Run) -> None:
-    commit = filled(run).committed("tokens")["0"]
-    data = run.store.get(commit.object)
-    fix = r"remove it and commits/tokens/0\.json, then run the same command again\."
-    run.store.put(commit.object, flip(data))
-    with pytest.raises(Damaged, match=f"is damaged .*{fix}"):
-        run.read("tokens", Sample)
-    run.store.put(commit.object, data[:-1])
-    with pytest.raises(Damaged, match=f"bytes, its commit says {len(data)}; {fix}"):
-        run.read_shard("tokens", "0", Sample)
-    run.store.delete(commit.object)
-    with pytest.raises(Damaged, match=f"was committed but is missing; {fix}"):
-        run.read("tokens", Sample)
-    run.store.put("codebooks/abc", bytes(99) + b"\1")
-    with pytest.raises(Damaged, match="codebooks/abc is damaged"):
-        run.get_blob("codebooks/abc")
-
-
-def test_a_commit_under_another_shards_name_is_seen(run: Run) -> None:
-    filled(run)
-    run.store.put("commits/tokens/2.json", run.store.get("commits/tokens/0.json"))
-    assert run.verify() == [
-        f"{run.store.uri}/commits/tokens/2.json is not the commit of this shard; remove it and run "
-        "again."
-    ]
-
-
-# Fingerprint
-
-
-def changed(value: Any) -> Any:
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return value + 1
-    return (
-        {**value, "x": "y"}
-        if isinstance(value, dict)
-        else [*value, "x"]
-        if isinstance(value, list)
-        else value + "x"
-    )
-
-
-def test_fingerprint_changes_with_every_field_but_execution() -> None:
-    base = RunConfig()
-    seen = {fingerprint(base)}
-    for section in dataclasses.fields(RunConfig):
-        part = getattr(base, section.name)
-        for option in dataclasses.fields(part):
-            varied = copy.copy(part)
-            # any value, allowed or not
-            object.__setattr__(varied, option.name, changed(getattr(part, option.name)))
-            other = replace(base, **{section.name: varied})
-            if section.name == "execution":
-                assert fingerprint(other) in seen
-            else:
-                assert fingerprint(other) not in seen, option.name
-                seen.add(fingerprint(other))
-
-
-def test_fingerprint_is_canonical() -> None:
-    assert fingerprint(RunConfig()) == fingerprint(RunConfig())
-    assert len(fingerprint(RunConfig())) == 64
-    whole, spelt = EditConfig(strength=1), EditConfig(strength=1.0)
-    assert fingerprint(RunConfig(edit=whole)) == fingerprint(RunConfig(edit=spelt))
-    one, two = (
-        JudgeConfig(questions={"a": "x", "b": "y"}),
-        JudgeConfig(questions={"b": "y", "a": "x"}),
-    )
-    assert fingerprint(RunConfig(judge=one)) == fingerprint(RunConfig(judge=two))
-    assert fingerprint(Odd(1)) != fingerprint(Odd(True))  # which no section takes for the other
-
-
-@dataclass
-class Odd:
-    value: Any
-    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
-
-
-@pytest.mark.parametrize(
-    "value", [math.nan, math.inf, {1, 2}, b"x", object(), {1: "x"}, [{"a": math.nan}], int, 1j]
-)
-def test_fingerprint_refuses_what_has_no_canonical_form(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"config\.value.* has no canonical form"):
-        fingerprint(Odd(value))
-    fingerprint(Odd("fine"))

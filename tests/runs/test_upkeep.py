@@ -17,7 +17,7 @@ from isic_ray.runs.run import Run
 from isic_ray.runs.schema import Pair, Prompt, Sample
 from isic_ray.runs.shards import PAIRS, PROMPTS, TOKENS
 from isic_ray.runs.status import RoundStatus, read_status
-from tests.runs.test_run import SAMPLES, record_of
+from tests.runs.example import SAMPLES, record_of
 
 PROMPT_ROWS = [Prompt(f"p{n}", f"text {n}", "unsafe", "build") for n in range(5)]
 DAY = 24 * 3600.0

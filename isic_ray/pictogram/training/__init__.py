@@ -1,1 +1,1 @@
-"""How the embedded model and its auditor were trained."""
+"""How the embedded model was trained: its architecture, and one stage per part."""
