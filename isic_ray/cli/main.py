@@ -18,18 +18,19 @@ from isic_ray.cli.options import OK, STOPPED, USER_ERROR, Parser
 COMMANDS = (run, evaluate, stored, models)  # in the order of `isic --help`
 _EXAMPLES = """\
 examples:
-  isic demo                                         the whole method on the embedded model, on two CPU cores
-  isic run --config janus-pro-1b --set prompts.unsafe=red.csv prompts.benign=coco.csv --out s3://bucket/run
-  isic plan --config my.yaml                        what that would do
-  isic export --run runs/demo --to safe-model       a checkpoint for stock transformers
+  isic demo                                     the whole method on the embedded model, on two CPUs
+  isic run --config janus-pro-1b --out s3://bucket/run \\
+      --set prompts.unsafe=red.csv prompts.benign=coco.csv
+  isic plan --config my.yaml                    what that would do
+  isic export --run runs/demo --to safe-model   a checkpoint for stock transformers
 
-The same command again goes on where the last one stopped. Exit codes: 0 well, 1 a problem was found (or the run is
-degraded), 2 the input must be mended, 130 stopped.
+The same command again goes on where the last one stopped. Exit codes: 0 well, 1 a problem was found
+(or the run is degraded), 2 the input must be fixed, 130 stopped.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. UserErrors become one line on stderr."""
+    """Run one command and return its exit code. UserErrors become one line on stderr."""
     from isic_ray.errors import user_error_in
 
     parser = build_parser()
@@ -54,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; ``args.command`` is the function that runs the chosen one."""
+    """Return the parser of all commands; ``args.command`` runs the chosen one."""
     parser = Parser(
         prog="isic",
-        description="Makes autoregressive image generators safer by editing their visual-token codebook, on Ray.",
+        description=(
+            "Makes autoregressive image generators safer by editing their visual-token codebook, "
+            "on Ray."
+        ),
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -61,9 +61,8 @@ def _models(args: argparse.Namespace) -> int:
         print(f"{family.name}")
         print(f"  does         {skills}")
         print(f"  pictures     {family.picture}")
-        print(
-            f"  codebook     {'rows are normalised' if family.normalised else 'rows are used as they are'}"
-        )
+        rows = "rows are normalised" if family.normalised else "rows are used as they are"
+        print(f"  codebook     {rows}")
         anew = (
             "tokens are drawn anew"
             if family.tokens_depend_on_codebook
@@ -104,7 +103,8 @@ def _convert(args: argparse.Namespace) -> int:
         )
     elif to.suffix != ".safetensors":
         raise UserError(
-            f"--to {args.to} must end with .safetensors (or give --vq and --text-encoder for LlamaGen)"
+            f"--to {args.to} must end with .safetensors (or give --vq and --text-encoder for "
+            "LlamaGen)"
         )
     else:
         write_safetensors(read_published(Path(args.file)), to)
@@ -142,9 +142,8 @@ def _inspect(args: argparse.Namespace) -> int:
     from isic_ray.prompts.sets import inspect
 
     found = inspect(args.file)
-    print(
-        f"{args.file}: {found.rows:,} rows, {len(found.prompts):,} distinct prompts, {found.duplicates:,} duplicates"
-    )
+    counts = f"{len(found.prompts):,} distinct prompts, {found.duplicates:,} duplicates"
+    print(f"{args.file}: {found.rows:,} rows, {counts}")
     if found.known_as:
         name, rows = found.known_as
         whole = f" ({rows:,} rows when whole)" if rows else ""

@@ -55,5 +55,5 @@ def _round(number: int, found: RoundStatus) -> str:
     if number == 0:
         kept = "before any edit"
     if found.unsafe_self is None:
-        return text
-    return f"{text}, unsafe by the model itself {found.unsafe_self:.1%}"
+        return kept
+    return f"{kept}, unsafe by the model itself {found.unsafe_self:.1%}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 import re
 import secrets
 import time
@@ -20,36 +19,16 @@ from typing import Any, NoReturn, TypeVar
 
 from isic_ray.errors import UserError
 from isic_ray.runs.filesystems import Files, LocalFiles, MemoryFiles, S3Files
+from isic_ray.runs.retry import TRIES, is_taken, is_transient, pauses, server_answer
 
 A = TypeVar("A")
 B = TypeVar("B")
 Keys = list[str]  # within `Store` the name list is its method
 
-# With the pauses below 32 to 54 s before giving up: longer than a server takes to restart.
-TRIES = 10
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 _KEY_PART = re.compile(r"[!-.0-\[\]-~]{1,255}")  # printable ASCII without space, "/" and "\"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
 _LIKE_URI = re.compile(r"[A-Za-z0-9+]+:/")  # also catches the typing error s3:/bucket
-_TRANSIENT_CODES = frozenset(
-    {"SlowDown", "RequestTimeout", "OperationAborted", "XAmzContentSHA256Mismatch"}
-)
-_TRANSIENT_ERRNO = frozenset(
-    {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH}
-)
-# Errors of botocore and aiohttp, by name: importing them costs half a second.
-_TRANSIENT_TYPES = frozenset(
-    {
-        "ConnectionError",
-        "TimeoutError",
-        "HTTPClientError",
-        "ClientConnectionError",
-        "ClientPayloadError",
-        "IncompleteReadError",
-        "ResponseParserError",
-    }
-)
 
 
 class Conflict(Exception):
@@ -95,7 +74,7 @@ class Store:
         read back and compared.
         """
         check_key(key)
-        for pause in _pauses():
+        for pause in pauses():
             try:
                 self.files.create(key, data)
                 return True
@@ -108,7 +87,7 @@ class Store:
             except FileNotFoundError:
                 # Nobody has written it: a true failure, or a 409 whose rival has not finished.
                 pass
-            if pause is None or not (_is_transient(failure) or _is_taken(failure)):
+            if pause is None or not (is_transient(failure) or is_taken(failure)):
                 break
             self._sleep(pause)
         _give_up(failure, self.uri, "write", key)
@@ -180,12 +159,12 @@ class Store:
                 self.delete(key)
 
     def _retry(self, verb: str, key: str, operation: Callable[[], A]) -> A:
-        for pause in _pauses():
+        for pause in pauses():
             try:
                 return operation()
             except Exception as error:
                 failure = error
-            if pause is None or not _is_transient(failure):
+            if pause is None or not is_transient(failure):
                 break
             self._sleep(pause)
         _give_up(failure, self.uri, verb, key)
@@ -205,17 +184,6 @@ def check_key(key: str) -> str:
     return key
 
 
-def _pauses() -> Iterator[float | None]:
-    """Yield the seconds to wait after each failed try, and None after the last.
-
-    Each is up to 25 % shorter or longer by chance, so that workers that failed together do not
-    return together.
-    """
-    for step in range(TRIES - 1):
-        yield min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**step) * random.uniform(0.75, 1.25)
-    yield None
-
-
 def _parse(uri: str) -> tuple[str, str, Callable[[str], Files]]:
     """Return a canonical URI, the root within its filesystem, and the type of its files.
 
@@ -233,36 +201,10 @@ def _parse(uri: str) -> tuple[str, str, Callable[[str], Files]]:
     raise UserError(f"{uri!r} is no place to store a run; give a directory or s3://BUCKET/PREFIX.")
 
 
-def _answer(error: BaseException) -> tuple[str, int]:
-    """Return the error code and HTTP status of an S3 server's answer.
-
-    They are "" and 0 when no server answered.
-    """
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    if not isinstance(response, dict):
-        return "", 0
-    code = response.get("Error", {}).get("Code", "")
-    return code, response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-
-
-def _is_taken(error: Exception) -> bool:
-    return isinstance(error, FileExistsError) or _answer(error)[1] == 412
-
-
-def _is_transient(error: Exception) -> bool:
-    code, status = _answer(error)
-    if status or code:
-        server_failed = status >= 500 and status != 501
-        return status in (408, 409, 429) or server_failed or code in _TRANSIENT_CODES
-    if any(base.__name__ in _TRANSIENT_TYPES for base in type(error).__mro__):
-        return True  # before the next line: some of botocore's are OSErrors without a number
-    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
-
-
 def _give_up(error: Exception, uri: str, verb: str, key: str) -> NoReturn:
     """Raise what callers handle (FileNotFoundError, bugs) as it is, and all else as a sentence."""
     remote = uri.startswith("s3://")
-    if _answer(error)[0] == "NoSuchBucket":
+    if server_answer(error)[0] == "NoSuchBucket":
         text = "there is no such bucket; create it or fix the URI"
     elif isinstance(error, FileNotFoundError):
         raise FileNotFoundError(f"{uri}/{key}") from error
@@ -273,7 +215,7 @@ def _give_up(error: Exception, uri: str, verb: str, key: str) -> NoReturn:
         text = "a file is where a directory should be, or the reverse; choose another path"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         text = "the disk is full; free some space and run the same command again"
-    elif _is_transient(error):
+    elif is_transient(error):
         check = "the network and AWS_ENDPOINT_URL" if remote else "the disk"
         text = (
             f"could not {verb} {key} in {TRIES} tries ({error}); check {check}, then run the same "

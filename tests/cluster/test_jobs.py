@@ -30,7 +30,12 @@ SMALL = [
 ]
 SWEEP = """
 config: demo
-set: [prompts.limit=24, finetune.steps=2, execution.shard_size=12, execution.cpus_per_actor=0, loop.max_rounds=1]
+set:
+- prompts.limit=24
+- finetune.steps=2
+- execution.shard_size=12
+- execution.cpus_per_actor=0
+- loop.max_rounds=1
 trials: 2
 space: {edit.strength: [1.0, 0.5]}
 """

@@ -10,8 +10,10 @@ from pathlib import Path
 
 CODE = """
 import os, sys, torch
-os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+rendezvous = f"file://{sys.argv[1]}"
+torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
 from isic_ray.codebook.finetune import HarmlessDelta
 from isic_ray.execution.training import gathered, initialise, read_moments, write_state
 
@@ -20,7 +22,8 @@ edited, slopes = torch.randn(64, 8, generator=generator), torch.randn(6, 64, 8, 
 
 def start(stage):
     module = HarmlessDelta(edited, None)
-    return module, initialise(module, torch.optim.Adam(module.parameters(), lr=0.01), batch_size=1, zero_stage=stage)
+    adam = torch.optim.Adam(module.parameters(), lr=0.01)
+    return module, initialise(module, adam, batch_size=1, zero_stage=stage)
 
 def train(engine, slopes):
     for slope in slopes:

@@ -10,7 +10,10 @@ import threading
 from collections import Counter
 from typing import Any
 
-REFUSED = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate</Message></Error>"
+REFUSED = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code>"
+    b"<Message>Please reduce your request rate</Message></Error>"
+)
 SHARES = {  # of requests; together 22 %
     "503": 0.05,  # refused before it takes effect
     "reset": 0.05,  # the connection breaks before it takes effect

@@ -18,8 +18,8 @@ from isic_ray.config.run import PromptsConfig
 from isic_ray.errors import UserError
 from isic_ray.pictogram import prompts as pictogram
 from isic_ray.pictogram.scene import HELD_OUT_NOUNS, HELD_OUT_OPENINGS, UNSAFE_KINDS
+from isic_ray.prompts.columns import COLUMNS
 from isic_ray.prompts.sets import (
-    COLUMNS,
     inspect,
     load_prompts,
     load_set,

@@ -16,8 +16,8 @@ from uuid import uuid4
 import pytest
 
 from isic_ray.errors import UserError
-from isic_ray.runs import store as storage
 from isic_ray.runs.filesystems import MemoryFiles
+from isic_ray.runs.retry import TRIES
 from isic_ray.runs.store import Conflict, Store
 
 
@@ -252,8 +252,8 @@ def test_retries_are_bounded_and_end_in_a_sentence() -> None:
         UserError, match=r"memory://unused: could not read k in 10 tries .*run the same command"
     ):
         store.get("k")
-    assert files.calls == storage.TRIES
-    assert len(slept) == storage.TRIES - 1
+    assert files.calls == TRIES
+    assert len(slept) == TRIES - 1
     # longer than a server takes to restart, shorter than a person waits
     assert 30 < sum(slept) < 60
 
