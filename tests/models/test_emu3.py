@@ -164,10 +164,10 @@ def test_judge_equals_a_stock_forward(
     assert found.std() > 1e-3
 
 
-def test_facts_are_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
-    facts = read_spec(ModelConfig(str(checkpoint)))
-    assert (facts.family, facts.weights_digest) == ("emu3", model.weights_digest)
-    assert torch.equal(facts.codebook, model.codebook)
+def test_the_spec_is_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
+    spec = read_spec(ModelConfig(str(checkpoint)))
+    assert (spec.family, spec.weights_digest) == ("emu3", model.weights_digest)
+    assert torch.equal(spec.codebook, model.codebook)
 
 
 def test_the_export_loads_in_stock_transformers(checkpoint: Path, tmp_path: Path) -> None:

@@ -103,14 +103,14 @@ def test_encode_equals_the_published_tokenizer(model: UnifiedModel, checkpoint: 
     assert torch.equal(model.encode(images).long(), expected)
 
 
-def test_facts_are_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
-    facts = read_spec(ModelConfig(str(checkpoint)))
-    assert (facts.family, facts.weights_digest, facts.normalised) == (
+def test_the_spec_is_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
+    spec = read_spec(ModelConfig(str(checkpoint)))
+    assert (spec.family, spec.weights_digest, spec.normalised) == (
         "llamagen",
         model.weights_digest,
         True,
     )
-    assert torch.equal(facts.codebook, model.codebook)
+    assert torch.equal(spec.codebook, model.codebook)
 
 
 def test_the_export_loads_here_and_as_published(model: UnifiedModel, tmp_path: Path) -> None:

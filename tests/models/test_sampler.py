@@ -16,16 +16,13 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.decoding.backbone import Backbone, Run
+from isic_ray.models.decoding.backbone import Backbone, KVRun
 from isic_ray.models.decoding.blocks import blocks, left_pad
-from isic_ray.models.decoding.picture_sampler import PictureSampler, StockNetwork, one_token
-from isic_ray.models.decoding.sampler import (
-    TokenSampler,
-    _Block,
-    complete_greedily,
-    filter_scores,
-    inverse_cdf,
-)
+from isic_ray.models.decoding.choice import filter_scores, inverse_cdf
+from isic_ray.models.decoding.network import StockNetwork
+from isic_ray.models.decoding.picture_sampler import PictureSampler, one_token
+from isic_ray.models.decoding.sampler import TokenSampler, _Block
+from isic_ray.models.decoding.text import complete_greedily
 
 VOCAB, CODES, HIDDEN, TOKENS, PAD = 40, 512, 64, 16, 0
 
@@ -56,7 +53,7 @@ def llama(kv_heads: int = 2, bias: bool = False) -> LlamaModel:
     return model
 
 
-def sampler(block: int = 0) -> TokenSampler:
+def sampler() -> TokenSampler:
     backbone = Backbone(llama())
     generator = torch.Generator().manual_seed(1)
     head = torch.randn(CODES, HIDDEN, generator=generator) * 0.2
@@ -69,7 +66,6 @@ def sampler(block: int = 0) -> TokenSampler:
         tokens=TOKENS,
         pad_id=PAD,
         kept_ids=[1, 2],
-        block=block,
     )
 
 
@@ -87,7 +83,7 @@ def test_hidden_states_equal_llama(kv_heads: int, bias: bool) -> None:
     extended = [model(torch.tensor([[*p, 11, 12]])).last_hidden_state[0, -2:] for p in prompts]
     backbone = Backbone(model)
     ids, pads = left_pad(prompts, 16, PAD, torch.device("cpu"))
-    run = Run(backbone, pads, 20)
+    run = KVRun(backbone, pads, 20)
     torch.testing.assert_close(
         run.extend(backbone.embedding[ids]), torch.stack(expected), atol=1e-4, rtol=1e-4
     )
@@ -144,7 +140,7 @@ def test_first_token_follows_the_softmax() -> None:
     model = sampler()
     prompt, draws = [1, 5, 6, 2], 600
     ids, pads = left_pad([prompt], 16, PAD, torch.device("cpu"))
-    hidden = Run(model.backbone, pads, 20).extend(model.backbone.embedding[ids])
+    hidden = KVRun(model.backbone, pads, 20).extend(model.backbone.embedding[ids])
     logits = model.head(model.features(hidden))
     probabilities = logits.double().softmax(-1)[0]
     model.tokens = 1
@@ -226,8 +222,8 @@ def test_bfloat16_runs_and_ignores_the_batch() -> None:
         tokens=TOKENS,
         pad_id=PAD,
         kept_ids=[1, 2],
-        block=4,
     )
+    drawer.block = 4
     prompts, settings = random_prompts(6), SamplingSettings(guidance=3.0)
     whole = drawer.draw(prompts, range(6), settings)
     assert torch.equal(whole[5:], drawer.draw(prompts[5:], [5], settings))
@@ -273,7 +269,7 @@ def follow(model: TokenSampler, prompt: list[int], tokens: Tensor, until: int = 
     read = model.backbone.embedding[torch.tensor(prompt)]
     likeliest = []
     for position in range(until, TOKENS):
-        run = Run(model.backbone, torch.zeros(1, dtype=torch.long), 64)
+        run = KVRun(model.backbone, torch.zeros(1, dtype=torch.long), 64)
         hidden = run.extend(torch.cat([read, model.table[tokens[:position]]])[None])
         likeliest.append(model.head(model.features(hidden)).argmax(-1))
     return torch.cat(likeliest)

@@ -177,9 +177,9 @@ def test_the_padding_row_is_no_part_of_the_table_and_stays(
         VILAU_CODES + 1,
         VILAU_CODES,
     )
-    facts = read_spec(ModelConfig(str(checkpoint)))
-    assert torch.equal(facts.codebook, model.codebook)
-    assert facts.tokens_depend_on_codebook
+    spec = read_spec(ModelConfig(str(checkpoint)))
+    assert torch.equal(spec.codebook, model.codebook)
+    assert spec.tokens_depend_on_codebook
     edited = model.codebook + 1
     model.export(
         SafeCodebook.from_tables(model.codebook, edited, ArtifactMeta("test", "vila-u")), tmp_path
