@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from isic_ray.config.run import RunConfig
     from isic_ray.workflows.estimate import Estimate
 
-# For `isic plan`, which loads no model.
-TOKENS_PER_PICTURE = {
-    "pictogram": 36,
-    "deepseek-community/Janus-Pro-1B": 576,
-    "deepseek-community/Janus-Pro-7B": 576,
-    "BAAI/Emu3-Gen-hf": 8100,
-    "leloy/Anole-7b-v0.1-hf": 1024,
-    "mit-han-lab/vila-u-7b-256": 1024,
-}
-
 
 def add(commands: Any) -> None:
     """Register the commands."""
@@ -89,12 +79,14 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from isic_ray.models.registry import tokens_per_picture
     from isic_ray.prompts.sets import load_set
     from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE
     from isic_ray.runs.shards import plan_shards
     from isic_ray.workflows.estimate import estimate
 
     config, out = configuration(args)
+    per_picture = tokens_per_picture(config.model.name)
     per_prompt = config.prompts.samples_per_prompt
     sets = {
         UNSAFE: load_set(config.prompts.unsafe, UNSAFE, config.prompts),
@@ -118,14 +110,12 @@ def _plan(args: argparse.Namespace) -> int:
     print(
         f"           and at most {rewrites:,} more: one of a safe rewrite for each unsafe build picture that is flagged"
     )
-    print(f"tokens     {_tokens(config, samples, rewrites)}")
+    print(f"tokens     {_tokens(per_picture, samples, rewrites)}")
     print(
         f"rounds     at most {config.loop.max_rounds}; each decodes and judges again only pictures that it can change"
     )
     print(f"arms       {', '.join(config.loop.arms) or 'none'}")
-    for line in _costs(
-        config, estimate(config, shards, rewrites, TOKENS_PER_PICTURE.get(config.model.name))
-    ):
+    for line in _costs(config, estimate(config, shards, rewrites, per_picture)):
         print(line)
     return OK
 
@@ -155,8 +145,7 @@ def _costs(config: RunConfig, most: Estimate) -> list[str]:
     return [*lines, f"money      {money}; fine-tuning not counted"]
 
 
-def _tokens(config: RunConfig, samples: int, rewrites: int) -> str:
-    each = TOKENS_PER_PICTURE.get(config.model.name)
+def _tokens(each: int | None, samples: int, rewrites: int) -> str:
     if each is None:
         return "not known before this model is loaded"
     return f"{samples * each:,} to {(samples + rewrites) * each:,} ({each} a picture)"
