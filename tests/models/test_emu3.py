@@ -1,4 +1,4 @@
-"""The Emu3 adapter against stock transformers, on a small random checkpoint."""
+"""Is the Emu3 adapter what stock transformers is? On a small random checkpoint."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def tokens(count: int) -> Tensor:
 def published(
     stock: Emu3ForConditionalGeneration, processor: Emu3Processor, guidance: float
 ) -> Tensor:
-    """The published procedure with stock `generate`: rows of visual tokens, each ended, then
-    three closing words.
+    """Draw by the published procedure with stock `generate`.
+
+    Each row of visual tokens ends with a separator, and three closing words follow the last.
     """
     area = {
         "ratio": "1:1",

@@ -1,4 +1,4 @@
-"""The Janus adapter against stock transformers, on a tiny random checkpoint."""
+"""Is the Janus adapter what stock transformers is? On a small random checkpoint."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The LlamaGen adapter against a plain reading of the publication, on small random weights in
-the published layout.
-"""
+"""Is the LlamaGen adapter what the publication says? On small random weights in its layout."""
 
 from __future__ import annotations
 
@@ -70,10 +68,9 @@ def test_greedy_tokens_equal_the_published_procedure(
         truncation=True,
         return_tensors="pt",
     )
+    encoder = T5EncoderModel.from_pretrained(checkpoint / "text_encoder")
     with torch.no_grad():
-        states = T5EncoderModel.from_pretrained(checkpoint / "text_encoder")(
-            **words
-        ).last_hidden_state
+        states = encoder(**words).last_hidden_state
     expected = [
         reference.draw_greedily(weights, state, mask, LLAMAGEN_SIDE, LLAMAGEN_HEADS, guidance)
         for state, mask in zip(states, words["attention_mask"], strict=True)

@@ -1,6 +1,4 @@
-"""The decoding loop: agrees with transformers' LlamaModel, samples the right law, ignores how
-rows are batched.
-"""
+"""Does the decoding loop agree with transformers, sample the right law, ignore the batching?"""
 
 from __future__ import annotations
 
@@ -95,9 +93,8 @@ def test_hidden_states_equal_llama(kv_heads: int, bias: bool) -> None:
     run.filled = 16  # again, both at once
     hidden = run.extend(backbone.embedding[torch.tensor([[11, 12]] * 3)])
     torch.testing.assert_close(hidden, torch.stack([e[1] for e in extended]), atol=1e-4, rtol=1e-4)
-    after = [
-        model(torch.tensor([p])).last_hidden_state[0, -1] for p in prompts
-    ]  # the module still works
+    after = [model(torch.tensor([p])).last_hidden_state[0, -1] for p in prompts]
+    # the module still works
     assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
 
 
@@ -242,7 +239,7 @@ def test_blocks_of_many_sizes_agree_or_only_one_is_used() -> None:
 
 @pytest.mark.parametrize(("guidance", "until"), [(1.0, 1.0), (3.0, 1.0), (3.0, 0.5)])
 def test_attending_to_masked_slots_changes_no_token(guidance: float, until: float) -> None:
-    """What a CUDA graph does: more slots than are filled, the rest masked, all state in tensors."""
+    """As a CUDA graph does: more slots than are filled, the rest masked, all state in tensors."""
     model, prompts = sampler(), random_prompts(12)
     settings = SamplingSettings(guidance=guidance, temperature=0, guidance_until=until)
     expected = model.draw(prompts, range(12), settings)
@@ -263,8 +260,9 @@ def test_guidance_ends_where_it_is_told_to() -> None:
 
 
 def follow(model: TokenSampler, prompt: list[int], tokens: Tensor, until: int = 6) -> Tensor:
-    """Without guidance, the likeliest token at every position from ``until`` on, given those
-    before it.
+    """Return the likeliest token without guidance at every position from ``until`` on.
+
+    Each is given ``tokens`` before it.
     """
     read = model.backbone.embedding[torch.tensor(prompt)]
     likeliest = []

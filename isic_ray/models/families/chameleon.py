@@ -68,7 +68,7 @@ class ChameleonModel(VocabularyModel):
         side = config.resolution // 2 ** (len(config.channel_multiplier) - 1)
         if side**2 != processor.image_seq_length:
             raise UserError(
-                f"the model draws {side**2} tokens a picture but the processor has "
+                f"the model draws {side**2} tokens per picture but the processor has "
                 f"{processor.image_seq_length}"
             )
         self.height = self.width = config.resolution

@@ -77,7 +77,7 @@ class JanusModel(VisualAdapter):
         for what, count in grid.items():
             if count != self.tokens_per_image:
                 raise UserError(
-                    f"the model draws {self.tokens_per_image} tokens a picture "
+                    f"the model draws {self.tokens_per_image} tokens per picture "
                     f"but {what} has {count}"
                 )
         self._complete_generation_config()

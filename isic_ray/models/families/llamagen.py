@@ -74,9 +74,7 @@ _LAYER_NAMES = {  # transformers' names and the published ones, beside queries, 
 
 
 class LlamaGenModel(VisualAdapter):
-    """The drawing half of a `UnifiedModel`; ``.model`` is the tokenizer, whose table an edit
-    changes.
-    """
+    """The drawing half of a `UnifiedModel`; ``.model`` is the tokenizer, which holds the table."""
 
     family = "llamagen"
     normalised = True
