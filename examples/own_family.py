@@ -4,13 +4,10 @@
     stripes = "own_family:FAMILY"
 
 `isic models` then lists it, and `isic run --set model.name=DIR` takes checkpoints whose config.json
-says ``"model_type": "stripes"``. This one draws N stripes, each in the colour of one codebook row
-[K,3]; it has no judge.
+says ``"model_type": "stripes"``. It draws 8 stripes, each in the colour of one codebook row [K,3];
+it has no judge.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +18,9 @@ from torch import Tensor
 from isic_ray.codebook import SafeCodebook
 from isic_ray.models.base import Family, SamplingSettings
 from isic_ray.models.families.adapter import Painter, VisualAdapter
-from isic_ray.models.fetching import resolve_checkpoint
 
-FAMILY = Family(
-    "stripes", "own_family:StripesModel", ("stripes",), "none", "4 x 8, 8 tokens", judges=False
-)
+CLASS = "own_family:StripesModel"
+FAMILY = Family("stripes", CLASS, ("stripes",), "none", "4 x 8, 8 tokens", judges=False)
 
 
 class StripesPainter(Painter):
@@ -38,42 +33,25 @@ class StripesModel(VisualAdapter):
     tokens_per_image, height, width = 8, 4, 8
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, directory: Path) -> None:
-        facts = self.facts(str(directory))  # reads the codebook, and refuses an unsound one
-        self.codebook, self.weights_digest, self.painter = (
-            facts.codebook,
-            facts.weights_digest,
-            StripesPainter(),
-        )
-
     @classmethod
-    def from_pretrained(
-        cls, name: str, dtype: str, device: str, trust_remote_code: bool
-    ) -> StripesModel:
-        return cls(resolve_checkpoint(name))
+    def from_pretrained(cls, name: str, dtype: str, device: str, trust: bool) -> "StripesModel":
+        model, spec = cls(), cls.spec(name)  # reads the codebook, and refuses an unsound one
+        model.codebook, model.weights_digest = spec.codebook, spec.weights_digest
+        model.painter = StripesPainter()
+        return model
 
-    def sample(
-        self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
-    ) -> Tensor:
-        # A row's own generator and nothing else, so that samples do not depend on batches or
-        # workers.
-        drawn = []
+    def sample(self, prompts: list[str], seeds: list[int], settings: SamplingSettings) -> Tensor:
+        rows = []
         for prompt, seed in zip(prompts, seeds, strict=True):
-            noise = torch.randn(
-                8, len(self.codebook), generator=torch.Generator().manual_seed(seed)
-            )
-            stripes = (noise * settings.temperature).argmax(1) + int(settings.guidance) * len(
-                prompt
-            )
-            drawn.append(
-                stripes % len(self.codebook)
-            )  # a real model would guide and weigh its logits
-        return torch.stack(drawn).int()
+            # A row's own generator and nothing else, so that samples do not depend on the batch.
+            generator = torch.Generator().manual_seed(seed)
+            noise = settings.temperature * torch.randn(8, len(self.codebook), generator=generator)
+            # A real model would guide and weigh its logits.
+            rows.append(noise.argmax(1) + int(settings.guidance) * len(prompt))
+        return (torch.stack(rows) % len(self.codebook)).int()
 
     def latents(self, images: np.ndarray) -> Tensor:
-        return (
-            torch.from_numpy(images[:, :1]).float() / 127.5 - 1
-        )  # [B,1,8,3]: the nearest row is found for us
+        return torch.from_numpy(images[:, :1]).float() / 127.5 - 1  # [B,1,8,3]
 
     def export(self, artifact: SafeCodebook, directory: Path) -> None:
         save_file({"codebook": artifact.apply_to(self.codebook)}, directory / "model.safetensors")

@@ -1,6 +1,6 @@
-"""A conformance suite for model adapters, ours and anybody's.
+"""Test whether a model adapter does what the loop relies on: a conformance suite for all of them.
 
-In your tests, subclass it and give the adapter as a fixture (pytest finds the inherited tests):
+In your tests, subclass it and give the adapter as a fixture; pytest finds the inherited tests:
 
     class TestMyModel(UnifiedModelConformance):
         @pytest.fixture(scope="class")
@@ -27,9 +27,8 @@ from isic_ray.models.base import SamplingSettings, UnifiedModel
 class UnifiedModelConformance:
     """What the loop relies on, one test each. Class attributes may be overridden."""
 
-    judges: ClassVar[bool] = (
-        True  # False: judge and rewrite must raise UserError that names judge.model
-    )
+    # False: judge and rewrite must raise a UserError that names judge.model
+    judges: ClassVar[bool] = True
     prompts: ClassVar[list[str]] = ["a red cat", "a blue dog on the table with a knife", "knife"]
     questions: ClassVar[list[str]] = ["is there a knife ?", "is the cat red ?"]
     instruction: ClassVar[str] = "rewrite safely : {prompt}"
@@ -59,9 +58,8 @@ class UnifiedModelConformance:
         whole = model.sample(prompts, seeds, self.settings)
         for i in (0, len(prompts) - 1):
             assert torch.equal(model.sample([prompts[i]], [seeds[i]], self.settings)[0], whole[i])
-        assert not torch.equal(
-            whole[0], whole[len(self.prompts)]
-        )  # the same prompt under another seed
+        same_prompt, other_seed = whole[0], whole[len(self.prompts)]
+        assert not torch.equal(same_prompt, other_seed)
 
     def test_guidance_and_temperature_matter(self, model: UnifiedModel) -> None:
         prompts, seeds = self.prompts, range(len(self.prompts))
@@ -169,14 +167,16 @@ class UnifiedModelConformance:
 
 
 def _tokens(model: UnifiedModel, count: int) -> Tensor:
+    """Return tokens int32 ``[count,N]`` that leave rows of the table unused."""
     generator = torch.Generator().manual_seed(1)
-    highest = max(2, len(model.codebook) // 2)  # rows above stay unused
+    highest = max(2, len(model.codebook) // 2)
     return torch.randint(
         0, highest, (count, model.tokens_per_image), generator=generator, dtype=torch.int32
     )
 
 
 def _edited(model: UnifiedModel, rows: Tensor) -> Tensor:
+    """Return the base table with large noise in ``rows``."""
     table = model.codebook.clone()
     noise = torch.randn(len(rows), table.shape[1], generator=torch.Generator().manual_seed(2))
     table[rows] += 2 * table[rows].norm(dim=1, keepdim=True).clamp_min(0.1) * noise
@@ -184,6 +184,7 @@ def _edited(model: UnifiedModel, rows: Tensor) -> Tensor:
 
 
 def _raises(kind: type[Exception], call: Callable[[], Any], naming: str = "") -> None:
+    """Assert that ``call`` raises an exception whose message holds ``naming``."""
     said = None
     try:
         call()

@@ -118,13 +118,10 @@ class Subject:
         if name == "pictogram":
             adapter = load_model(ModelConfig(name))
             assert isinstance(adapter, JanusModel)
-            self.adapter, self.model, self.sampler = adapter, adapter.model, adapter._sampler
+            self.adapter, self.model, self.sampler = adapter, adapter.model, adapter.sampler
             texts = [prompt.text for prompt in load_prompts(PromptsConfig(limit=32))]
             self.texts = texts[:64]
-            self.ids = [
-                adapter._prompt_ids([{"type": "text", "text": text}], "image")
-                for text in self.texts
-            ]
+            self.ids = [adapter.drawing_ids(text) for text in self.texts]
         else:
             self.model = random_janus(name)
             self.sampler = token_sampler(self.model, Backbone(self.model.model.language_model))

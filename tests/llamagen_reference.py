@@ -1,8 +1,8 @@
-"""LlamaGen written plainly from its publication, on tensors by their published names: a reference
-for tests.
+"""Write LlamaGen plainly from its publication, on tensors by their published names: a reference.
 
-No cache, one full forward a token, complex rotary numbers over neighbouring pairs, attention in
-plain products.
+No cache, one full forward per token, complex rotary numbers over neighbouring pairs, attention in
+plain products. Shapes: B pictures, N tokens each, K of a codebook, P positions of a prompt, T of a
+sequence, H heads of width D, h hidden size, c the text encoder's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ Weights = dict[str, Tensor]
 
 
 def angles(side: int, head_dim: int) -> Tensor:
-    """Complex ``[N, head_dim/2]``: the first half of the pairs turns with the row, the second
-    with the column.
+    """Return complex ``[N,head_dim/2]``: half of the pairs turn with the row, half with the column.
+
+    The row's half comes first.
     """
     quarter = head_dim // 4
     speeds = 10000.0 ** (-torch.arange(quarter).float() * 2 / (head_dim // 2))
@@ -28,12 +29,14 @@ def angles(side: int, head_dim: int) -> Tensor:
 def transformer(
     weights: Weights, embedded: Tensor, hidden_slots: int, prefix: int, side: int, heads: int
 ) -> Tensor:
-    """Logits ``[K]`` after ``[T,h]``, whose first ``hidden_slots`` nobody sees but themselves."""
+    """Return logits ``[K]`` after ``[T,h]``.
+
+    The first ``hidden_slots`` see only themselves, and no other sees them.
+    """
     length, width = embedded.shape
     head_dim = width // heads
-    turn = torch.cat(
-        [torch.zeros(prefix, head_dim // 2, dtype=torch.complex64), angles(side, head_dim)]
-    )[:length]
+    unturned = torch.zeros(prefix, head_dim // 2, dtype=torch.complex64)
+    turn = torch.cat([unturned, angles(side, head_dim)])[:length]
     order = torch.arange(length)
     seen = (order[:, None] >= order) & (order >= hidden_slots) | torch.eye(length, dtype=torch.bool)
 
@@ -47,14 +50,12 @@ def transformer(
     x, layer = embedded, 0
     while f"layers.{layer}.attention.wqkv.weight" in weights:
         at = f"layers.{layer}"
-        q, k, v = (
-            norm(x, f"{at}.attention_norm") @ weights[f"{at}.attention.wqkv.weight"].T
-        ).chunk(3, -1)
+        y = norm(x, f"{at}.attention_norm")
+        q, k, v = (y @ weights[f"{at}.attention.wqkv.weight"].T).chunk(3, -1)
         q, k, v = rotate(q), rotate(k), v.view(length, heads, head_dim)
         scores = torch.einsum("qhd,khd->hqk", q, k) / head_dim**0.5
-        mixed = torch.einsum(
-            "hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v
-        ).flatten(1)
+        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        mixed = torch.einsum("hqk,khd->qhd", shares, v).flatten(1)
         x = x + mixed @ weights[f"{at}.attention.wo.weight"].T
         y = norm(x, f"{at}.ffn_norm")
         gate, up = (y @ weights[f"{at}.feed_forward.{name}.weight"].T for name in ("w1", "w3"))
@@ -64,7 +65,7 @@ def transformer(
 
 
 def project(weights: Weights, states: Tensor) -> Tensor:
-    """The caption embedder: two linear maps with a tanh-approximated GELU between."""
+    """Embed a caption: two linear maps with a tanh-approximated GELU between."""
     first, second = (weights[f"cls_embedding.cap_proj.{name}.weight"] for name in ("fc1", "fc2"))
     return F.gelu(states @ first.T, approximate="tanh") @ second.T
 
@@ -72,8 +73,9 @@ def project(weights: Weights, states: Tensor) -> Tensor:
 def draw_greedily(
     weights: Weights, states: Tensor, mask: Tensor, side: int, heads: int, guidance: float
 ) -> list[int]:
-    """Tokens of one prompt from text states ``[P,c]`` and their mask ``[P]``, moved to the end
-    of the prefix.
+    """Return the tokens of one prompt from text states ``[P,c]`` and their mask ``[P]``.
+
+    The words are moved to the end of the prefix.
     """
     prefix, words = len(mask), int(mask.sum())
     moved = torch.cat([states[words:], states[:words]]) * mask.flip(0)[:, None]
@@ -105,9 +107,9 @@ def _norm(weights: Weights, name: str, x: Tensor) -> Tensor:
 def _residual(weights: Weights, name: str, x: Tensor) -> Tensor:
     y = _conv(weights, f"{name}.conv1", F.silu(_norm(weights, f"{name}.norm1", x)))
     y = _conv(weights, f"{name}.conv2", F.silu(_norm(weights, f"{name}.norm2", y)))
-    return y + (
-        _conv(weights, f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in weights else x
-    )
+    if f"{name}.nin_shortcut.weight" in weights:
+        x = _conv(weights, f"{name}.nin_shortcut", x)
+    return y + x
 
 
 def _attention(weights: Weights, name: str, x: Tensor) -> Tensor:
@@ -133,47 +135,31 @@ def _level(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def decode(weights: Weights, tokens: Tensor, table: Tensor, side: int) -> Tensor:
-    """Pixels ``[B,3,H,W]`` of tokens ``[B,N]``."""
-    rows = (
-        F.normalize(table, dim=-1)[tokens.long()]
-        .view(len(tokens), side, side, -1)
-        .permute(0, 3, 1, 2)
-    )
+    """Return pixels ``[B,3,height,width]`` of tokens ``[B,N]``."""
+    rows = F.normalize(table, dim=-1)[tokens.long()]
+    rows = rows.view(len(tokens), side, side, -1).permute(0, 3, 1, 2)
     x = _conv(weights, "decoder.conv_in", _conv(weights, "post_quant_conv", rows))
     x, level = _middle(weights, "decoder", x), 0
     while f"decoder.conv_blocks.{level}.res.0.conv1.weight" in weights:
         x = _level(weights, f"decoder.conv_blocks.{level}", x)
-        if f"decoder.conv_blocks.{level}.upsample.conv.weight" in weights:
-            x = _conv(
-                weights,
-                f"decoder.conv_blocks.{level}.upsample.conv",
-                F.interpolate(x, scale_factor=2.0),
-            )
+        upsample = f"decoder.conv_blocks.{level}.upsample.conv"
+        if f"{upsample}.weight" in weights:
+            x = _conv(weights, upsample, F.interpolate(x, scale_factor=2.0))
         level += 1
     return _conv(weights, "decoder.conv_out", F.silu(_norm(weights, "decoder.norm_out", x)))
 
 
 def encode(weights: Weights, pixels: Tensor) -> Tensor:
-    """Tokens ``[B,N]`` of pixels ``[B,3,H,W]``: the row of the smallest distance, all
-    normalised.
-    """
+    """Return tokens ``[B,N]`` of pixels ``[B,3,height,width]``: the nearest rows, normalised."""
     x, level = _conv(weights, "encoder.conv_in", pixels), 0
     while f"encoder.conv_blocks.{level}.res.0.conv1.weight" in weights:
         x = _level(weights, f"encoder.conv_blocks.{level}", x)
-        if f"encoder.conv_blocks.{level}.downsample.conv.weight" in weights:
-            x = _conv(
-                weights,
-                f"encoder.conv_blocks.{level}.downsample.conv",
-                F.pad(x, (0, 1, 0, 1)),
-                stride=2,
-            )
+        downsample = f"encoder.conv_blocks.{level}.downsample.conv"
+        if f"{downsample}.weight" in weights:
+            x = _conv(weights, downsample, F.pad(x, (0, 1, 0, 1)), stride=2)
         level += 1
-    x = _conv(
-        weights,
-        "encoder.conv_out",
-        F.silu(_norm(weights, "encoder.norm_out", _middle(weights, "encoder", x))),
-    )
+    x = F.silu(_norm(weights, "encoder.norm_out", _middle(weights, "encoder", x)))
+    x = _conv(weights, "encoder.conv_out", x)
     z = F.normalize(_conv(weights, "quant_conv", x), dim=1).flatten(2).mT
-    return torch.cdist(z, F.normalize(weights["quantize.embedding.weight"], dim=-1)[None]).argmin(
-        -1
-    )
+    table = F.normalize(weights["quantize.embedding.weight"], dim=-1)
+    return torch.cdist(z, table[None]).argmin(-1)

@@ -19,16 +19,6 @@ if TYPE_CHECKING:
     from isic_ray.metrics.summary import Quarantined
     from isic_ray.workflows.estimate import Cost
 
-# For `isic plan`, which loads no model.
-TOKENS_PER_PICTURE = {
-    "pictogram": 36,
-    "deepseek-community/Janus-Pro-1B": 576,
-    "deepseek-community/Janus-Pro-7B": 576,
-    "BAAI/Emu3-Gen-hf": 8100,
-    "leloy/Anole-7b-v0.1-hf": 1024,
-    "mit-han-lab/vila-u-7b-256": 1024,
-}
-
 
 def add(commands: Any) -> None:
     """Register the commands."""
@@ -95,12 +85,14 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from isic_ray.models.registry import tokens_per_picture
     from isic_ray.prompts.sets import load_set
     from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE
     from isic_ray.runs.shards import plan_shards
     from isic_ray.workflows.estimate import estimate_cost
 
     config, out = configuration(args)
+    per_picture = tokens_per_picture(config.model.name)
     per_prompt = config.prompts.samples_per_prompt
     sets = {
         UNSAFE: load_set(config.prompts.unsafe, UNSAFE, config.prompts),
@@ -123,14 +115,13 @@ def _plan(args: argparse.Namespace) -> int:
         f"           and at most {rewrites:,} more: one of a safe rewrite for each unsafe build "
         "picture that is flagged"
     )
-    print(f"tokens     {_tokens(config, samples, rewrites)}")
+    print(f"tokens     {_tokens(per_picture, samples, rewrites)}")
     print(
         f"rounds     at most {config.loop.max_rounds}; each decodes and judges again only pictures "
         "that it can change"
     )
     print(f"arms       {', '.join(config.loop.arms) or 'none'}")
-    each = TOKENS_PER_PICTURE.get(config.model.name)
-    print("\n".join(_costs(config, estimate_cost(config, shards, rewrites, each))))
+    print("\n".join(_costs(config, estimate_cost(config, shards, rewrites, per_picture))))
     return OK
 
 
@@ -153,8 +144,7 @@ def _costs(config: RunConfig, most: Cost) -> list[str]:
     return [*lines, f"money      {money}; fine-tuning not counted"]
 
 
-def _tokens(config: RunConfig, samples: int, rewrites: int) -> str:
-    each = TOKENS_PER_PICTURE.get(config.model.name)
+def _tokens(each: int | None, samples: int, rewrites: int) -> str:
     if each is None:
         return "not known before this model is loaded"
     return f"{samples * each:,} to {(samples + rewrites) * each:,} ({each} a picture)"

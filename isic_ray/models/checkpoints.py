@@ -1,12 +1,11 @@
-"""Checkpoint directories: where they are, what their files say, and reading only the tensors
-that are asked for.
-"""
+"""Read checkpoint directories: what their files say, the codebook alone, or the whole model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,15 @@ from torch import Tensor, nn
 from isic_ray.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPREAD = "spread"  # the model.device that lays layers over several GPUs
+_INDEX = "model.safetensors.index.json"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The checkpoint's config.json. Raises UserError when it is missing or not a JSON object."""
+    """Return the checkpoint's config.json.
+
+    Raises UserError when it is missing or not a JSON object.
+    """
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a checkpoint: it has no config.json")
@@ -35,7 +39,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_model_type(directory: Path) -> str:
-    """``model_type`` from config.json. Raises UserError when the checkpoint does not name one."""
+    """Return ``model_type`` from config.json. Raises UserError when it is not there."""
     model_type = read_config(directory).get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise UserError(
@@ -45,18 +49,17 @@ def read_model_type(directory: Path) -> str:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The weight files that transformers loads, by name; a directory may hold others. Raises
-    UserError.
+    """Return the weight files that transformers loads, by name; a directory may hold others.
+
+    Raises UserError when one is missing or the index is not valid.
     """
-    index = directory / "model.safetensors.index.json"
-    try:
-        names = (
-            set(json.loads(index.read_text())["weight_map"].values())
-            if index.is_file()
-            else {"model.safetensors"}
-        )
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is not a valid weight index") from error
+    index = directory / _INDEX
+    names = {"model.safetensors"}
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{index} is not a valid weight index") from error
     for name in sorted(names):
         if not (directory / name).is_file():
             raise UserError(f"{directory} has no {name} (only safetensors weights are read)")
@@ -64,10 +67,8 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_index(directory: Path) -> None:
-    """Does every file hold the tensors that the index says? Raises UserError naming the first
-    that is missing.
-    """
-    index = directory / "model.safetensors.index.json"
+    """Raise UserError for the first tensor that the index names and its file does not hold."""
+    index = directory / _INDEX
     if not index.is_file():
         return
     held = {path.name: read_headers([path]) for path in weight_files(directory)}
@@ -77,7 +78,7 @@ def check_index(directory: Path) -> None:
 
 
 def digest_files(files: list[Path]) -> str:
-    """sha256 hex over the bytes of ``files``, in order."""
+    """Return sha256 hex over the bytes of ``files``, in order."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -87,74 +88,53 @@ def digest_files(files: list[Path]) -> str:
 
 
 def read_headers(files: list[Path]) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of every tensor by name, without reading any. Raises UserError for a torn
-    or foreign file.
+    """Return shape and dtype of every tensor by name, without reading any.
+
+    Raises UserError for a torn or foreign file.
     """
     found: dict[str, tuple[list[int], str]] = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118 (not a dict)
-                    part = weights.get_slice(key)
-                    found[key] = (list(part.get_shape()), str(part.get_dtype()))
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path} is cut short or is no safetensors file: {first_line(error)}"
-            ) from error
+        with _opened(path) as weights:
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
+                part = weights.get_slice(key)
+                found[key] = (list(part.get_shape()), str(part.get_dtype()))
     return found
 
 
-def read_tensor(files: list[Path], suffix: str) -> Tensor | None:
-    """The first tensor whose name ends with ``suffix``, as float32; None when there is none.
-    Raises UserError.
-    """
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118 (not a dict)
-                    if key.endswith(suffix):
-                        tensor: Tensor = weights.get_tensor(key)
-                        return tensor.float()
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path} is cut short or is no safetensors file: {first_line(error)}"
-            ) from error
-    return None
-
-
 def read_table(directory: Path, files: list[Path], suffix: str) -> Tensor:
-    """The codebook float32 ``[K,d]`` at the precision of the file. Raises UserError unless there
+    """Return the codebook float32 ``[K,d]``: the first tensor whose name ends with ``suffix``.
+
+    Its values are those of the file, whatever the precision there. Raises UserError unless there
     is a sound one.
     """
     headers = read_headers(files)
-    names = [name for name in headers if name.endswith(suffix)]
-    if not names:
+    name = next((name for name in headers if name.endswith(suffix)), None)
+    if name is None:
         raise UserError(f"{directory} holds no {suffix}, so there is no codebook to edit")
-    shape, dtype = headers[names[0]]
+    what = f"the codebook {name} in {directory}"
+    shape, dtype = headers[name]
     if len(shape) != 2:
-        raise UserError(
-            f"the codebook {names[0]} in {directory} has shape {shape}, but must be [rows, width]"
-        )
+        raise UserError(f"{what} has shape {shape}, but must be [rows, width]")
     if dtype not in ("F32", "BF16", "F16"):
-        raise UserError(
-            f"the codebook {names[0]} in {directory} is {dtype}; it must be F32, BF16 or F16"
-        )
-    table = read_tensor(files, suffix)
-    assert table is not None
+        raise UserError(f"{what} is {dtype}; it must be F32, BF16 or F16")
+    table = _read_tensor(files, name).float()
     if not table.isfinite().all():
-        raise UserError(f"the codebook {names[0]} in {directory} holds values that are not finite")
+        raise UserError(f"{what} holds values that are not finite")
     return table
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """A dtype by name. Raises UserError for an unknown one."""
+    """Return a dtype by name. Raises UserError for an unknown one."""
     if name not in DTYPES:
         raise UserError(f"model.dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def resolve_device(name: str) -> torch.device:
-    """A device by name; "auto" prefers CUDA. Raises UserError when it is unknown or not there."""
+    """Return a device by name; "auto" prefers CUDA.
+
+    Raises UserError when it is unknown or not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == SPREAD:
@@ -180,7 +160,7 @@ def load_stock(
     trust_remote_code: bool,
     spreads: bool = False,
 ) -> Any:
-    """A transformers model of class ``kind`` from its checkpoint, every weight of which was found.
+    """Load a transformers model of class ``kind``, every weight of which is in the checkpoint.
 
     ``spreads``: the adapter can use a model whose layers lie on several devices. Raises UserError
     naming the first weight that is missing or has another shape than config.json says.
@@ -191,7 +171,7 @@ def load_stock(
     to_dtype = resolve_dtype(dtype)
     place = {"device_map": spread_map(kind, directory)} if spreads and device == SPREAD else {}
     to_device = None if place else resolve_device(device)
-    disable_progress_bar()  # transformers draws one a checkpoint, into the middle of our own
+    disable_progress_bar()  # transformers draws one per checkpoint, into the middle of our own
     try:
         model, info = kind.from_pretrained(
             directory,
@@ -199,9 +179,9 @@ def load_stock(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **place,
-            # looked at below: transformers' own error names none of them
+            # checked below: transformers' own error names none of them
             ignore_mismatched_sizes=True,
+            **place,
         )
     except Exception as error:
         raise UserError(
@@ -218,8 +198,9 @@ def load_stock(
 
 
 def load_processor(kind: Any, directory: Path, trust_remote_code: bool) -> Any:
-    """A transformers processor of class ``kind``. Raises UserError when the checkpoint has no
-    usable one.
+    """Load a transformers processor of class ``kind``.
+
+    Raises UserError when the checkpoint has no usable one.
     """
     try:
         return kind.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -229,19 +210,10 @@ def load_processor(kind: Any, directory: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def first_line(error: Any) -> str:
-    """What an exception says, in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-SPREAD = "spread"  # what model.device says
-
-
 def spread_map(
     kind: Any, directory: Path, devices: Sequence[int | str] | None = None
 ) -> dict[str, int | str]:
-    """transformers' ``device_map`` for class ``kind`` of the checkpoint in ``directory``, as
-    config.json describes it.
+    """Return transformers' ``device_map`` for class ``kind`` of a checkpoint's config.json.
 
     Layers go in order and evenly over ``devices`` (None: every GPU); all else, such as embeddings,
     heads, tokenizer and vision tower, to the first. Raises UserError without accelerate, or with
@@ -252,7 +224,8 @@ def spread_map(
         raise UserError("model.device: spread needs accelerate; install isic-ray[spread]")
     if len(devices) < 2:
         raise UserError(
-            f"model.device: spread needs two GPUs or more in each actor, which sees {len(devices)}; "
+            "model.device: spread needs two GPUs or more in each actor, "
+            f"which sees {len(devices)}; "
             "raise execution.gpus_per_actor, or set model.device to auto"
         )
     with torch.device("meta"):
@@ -264,10 +237,37 @@ def spread_map(
     return {name: place.get(part, devices[0]) for name, part in _parts(model, set(layers))}
 
 
+def first_line(error: Any) -> str:
+    """Return what an exception says, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file. Raises UserError when it is torn or foreign."""
+    try:
+        with safe_open(path, framework="pt") as weights:
+            yield weights
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is cut short or is no safetensors file: {first_line(error)}"
+        ) from error
+
+
+def _read_tensor(files: list[Path], name: str) -> Tensor:
+    """Return a tensor that one of the files holds."""
+    for path in files:
+        with _opened(path) as weights:
+            if name in weights.keys():  # noqa: SIM118 (not a dict)
+                tensor: Tensor = weights.get_tensor(name)
+                return tensor
+    raise KeyError(name)
+
+
 def _parts(
     module: nn.Module, layers: set[nn.Module], path: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The layers, and the largest modules that hold none of them, by name."""
+    """Yield the layers, and the largest modules that hold none of them, by name."""
     for name, child in module.named_children():
         if child in layers or layers.isdisjoint(child.modules()):
             yield path + name, child

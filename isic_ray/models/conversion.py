@@ -1,6 +1,4 @@
-"""From published PyTorch checkpoints (pickles) to safetensors, once, without executing anything
-in them.
-"""
+"""Convert published PyTorch checkpoints (pickles) to safetensors, and execute nothing in them."""
 
 from __future__ import annotations
 
@@ -15,19 +13,19 @@ from torch import Tensor
 from isic_ray.errors import UserError
 from isic_ray.models.checkpoints import first_line
 
-_WRAPPERS = (
-    "state_dict",
-    "model",
-    "module",
-    "ema",
-)  # Lightning, DDP, DeepSpeed; the first that is there
+# Keys under which Lightning, DDP and DeepSpeed keep the weights; the first that is there counts.
+_WRAPPERS = ("state_dict", "model", "module", "ema")
+# Heads of the published LlamaGen sizes by width (B, L, XL, XXL, 1B, XXXL, 3B, 7B): the weights do
+# not tell.
+_LLAMAGEN_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.pt``, ``.pth`` or ``.ckpt`` file, by name.
+    """Return the tensors of a ``.pt``, ``.pth`` or ``.ckpt`` file, by name.
 
-    It is read with ``weights_only``: a file that needs more than tensors and plain containers is
-    refused. Raises UserError for such a file, a missing or damaged one, and one without tensors.
+    torch reads it with ``weights_only``, which refuses a file that needs more than tensors and
+    plain containers. Raises UserError for such a file, a missing or damaged one, and one without
+    tensors.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -39,41 +37,31 @@ def read_published(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
-    tensors = (
-        {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if content
-        else {}
-    )
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors by name")
     return tensors
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file that other processes see whole or not at all."""
+    """Write a safetensors file that other processes see whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    save_file(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-        partial,
-        {"format": "pt"},
-    )
+    copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(copies, partial, {"format": "pt"})
     partial.replace(path)
-
-
-# Heads of the published LlamaGen sizes by width (B, L, XL, XXL, 1B, XXXL, 3B, 7B): the weights do
-# not tell.
-_LLAMAGEN_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 
 
 def convert_llamagen(
     gpt: Path, vq: Path, text_encoder: Path, to: Path, image_size: int, heads: int = 0
 ) -> None:
-    """Make the directory that the LlamaGen adapter loads, from the published files and a FLAN-T5
-    directory.
+    """Write the directory ``to`` that the LlamaGen adapter loads.
 
-    ``heads`` 0 knows the published sizes. Raises UserError for files that are not LlamaGen's
-    text-to-image weights.
+    From the published transformer ``gpt`` and tokenizer ``vq``, and a FLAN-T5 directory. Pictures
+    have ``image_size`` pixels a side; ``heads`` of the transformer need only be given (not 0) for
+    sizes that are not published. Raises UserError for files that are not LlamaGen's text-to-image
+    weights.
     """
     weights, tokenizer = read_published(gpt), read_published(vq)
     if "cls_embedding.uncond_embedding" not in weights or "tok_embeddings.weight" not in weights:

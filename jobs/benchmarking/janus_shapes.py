@@ -1,5 +1,6 @@
-"""Janus models of published shapes with random weights: speed does not depend on what a model
-has learnt.
+"""Make Janus models of published shapes, for timing.
+
+Their weights are random: speed does not depend on what a model has learnt.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from transformers import (
     LlamaConfig,
 )
 
-# hidden, layers, heads, MLP, text vocabulary, visual tokens a picture, codebook
+# hidden size, layers, heads, width of the MLP, words, visual tokens per picture, codebook rows
 SHAPES = {
     "janus-pro-1b": (2048, 24, 16, 5632, 102400, 576, 16384),
     "janus-pro-7b": (4096, 30, 32, 11008, 102400, 576, 16384),
@@ -22,7 +23,10 @@ SHAPES = {
 
 
 def random_janus(name: str) -> JanusForConditionalGeneration:
-    """One of `SHAPES`; on the GPU in bfloat16 where there is one, else on the CPU in float32."""
+    """Return one of `SHAPES`, in bfloat16 on a GPU where there is one, else in float32 on the CPU.
+
+    Its ``generation_config`` is complete, as `token_sampler` needs it.
+    """
     hidden, layers, heads, mlp, words, tokens, codes = SHAPES[name]
     config = JanusConfig(
         text_config=LlamaConfig(
@@ -37,7 +41,7 @@ def random_janus(name: str) -> JanusForConditionalGeneration:
             bos_token_id=1,
             eos_token_id=2,
         ),
-        # Neither the vision tower nor the VQ model takes part in sampling: small ones do.
+        # Neither the vision tower nor the VQ model takes part in sampling, so small ones will do.
         vision_config=JanusVisionConfig(
             hidden_size=64,
             num_hidden_layers=1,

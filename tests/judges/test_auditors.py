@@ -196,13 +196,11 @@ def test_shieldgemma2_answers_each_policy(tmp_path: Path) -> None:
     np.testing.assert_allclose(auditor.score(different()[1:2]), scores[1:2], rtol=1e-4)
 
 
-def test_llavaguard_rates_unsafe_against_safe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_llavaguard_rates_unsafe_against_safe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot tell Unsafe from Safe"):
         load_auditors([f"llavaguard:{tiny.llava(tmp_path / 'plain')}"])
-    monkeypatch.setattr(tiny, "WORDS", [*tiny.WORDS, '"Unsafe', '"Safe', '"rating":', "{"])
-    directory = tiny.llava(tmp_path / "guard")
+    more_words = ['"Unsafe', '"Safe', '"rating":', "{"]
+    directory = tiny.llava(tmp_path / "guard", more_words=more_words)
     (auditor,) = load_auditors([f"llavaguard:{directory}"])
     scores = auditor.score(different())
     assert scores.shape == (3, 1)

@@ -1,15 +1,14 @@
-"""The Chameleon adapter against stock transformers and a plain reading of the published
-procedure.
-"""
+"""Is the Chameleon adapter what stock transformers and the published procedure are?"""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 
@@ -67,11 +66,10 @@ def published(
     prompt: str,
     guidance: float,
 ) -> list[int]:
-    """Greedy drawing, one full forward a token: picture words only, guided by (prompt) against
-    (start of picture).
+    """Draw picture words greedily, with one full forward per token.
 
-    The published three-way guidance also has an image condition; without pictures in the prompt it
-    equals the last.
+    Guidance contrasts the prompt with a bare start of picture. The published guidance has an image
+    condition too; without pictures in the prompt it equals the latter.
     """
     mapping = stock.model.vocabulary_mapping
     words = torch.tensor([mapping.img2bpe[code] for code in range(CHAMELEON_CODES)])
@@ -162,10 +160,6 @@ def test_without_its_decoder_it_says_where_to_get_it(tmp_path: Path) -> None:
 def test_a_decoder_inside_the_checkpoint_is_found(
     checkpoint: Path, model: UnifiedModel, tmp_path: Path
 ) -> None:
-    import shutil
-
-    from safetensors.torch import save_file
-
     directory = tmp_path / "whole"
     shutil.copytree(checkpoint, directory)
     (directory / "vqgan.safetensors").unlink()

@@ -1,25 +1,25 @@
-"""Does every adapter keep the contract that the loop relies on, and does the suite notice one
-that does not?
-"""
+"""Does Janus keep the contract of the loop, and does the suite notice an adapter that does not?"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from isic_ray.models.base import UnifiedModel
+from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.families.janus import JanusModel
 from isic_ray.testing import UnifiedModelConformance
-from tests.models.test_janus import tiny_model, tiny_processor
+from tests.tiny_checkpoints import tiny_janus
 
 
 class TestJanus(UnifiedModelConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def model(cls) -> UnifiedModel:
-        return JanusModel(tiny_model(), tiny_processor(), "digest")
+        return tiny_janus()
 
 
 class Careless(JanusModel):
@@ -33,7 +33,7 @@ class Careless(JanusModel):
 
 
 def test_the_suite_notices_a_table_that_stays_behind() -> None:
-    model = Careless(tiny_model(), tiny_processor(), "digest")
+    model = tiny_janus(Careless)
     suite = UnifiedModelConformance()
     with pytest.raises(AssertionError, match="stay behind"):
         suite.test_pictures_are_drawn_under_the_table_that_is_given(model)
@@ -43,10 +43,10 @@ def test_the_suite_notices_a_table_that_stays_behind() -> None:
 
 def test_the_suite_notices_a_seed_that_is_ignored() -> None:
     class Constant(JanusModel):
-        def sample(self, prompts: object, seeds: object, settings: object) -> Tensor:  # type: ignore[override]
-            return torch.zeros(len(prompts), self.tokens_per_image, dtype=torch.int32)  # type: ignore[arg-type]
+        def sample(
+            self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
+        ) -> Tensor:
+            return torch.zeros(len(prompts), self.tokens_per_image, dtype=torch.int32)
 
     with pytest.raises(AssertionError):
-        UnifiedModelConformance().test_a_sample_depends_on_its_own_row_alone(
-            Constant(tiny_model(), tiny_processor(), "digest")
-        )
+        UnifiedModelConformance().test_a_sample_depends_on_its_own_row_alone(tiny_janus(Constant))

@@ -1,4 +1,4 @@
-"""`isic doctor` on sound checkpoints, and one sentence for each broken one."""
+"""Does `isic doctor` pass sound checkpoints, and say in one sentence what is wrong with others?"""
 
 from __future__ import annotations
 

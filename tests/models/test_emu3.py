@@ -1,4 +1,4 @@
-"""The Emu3 adapter against stock transformers, on a small random checkpoint."""
+"""Is the Emu3 adapter what stock transformers is? On a small random checkpoint."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def tokens(count: int) -> Tensor:
 def published(
     stock: Emu3ForConditionalGeneration, processor: Emu3Processor, guidance: float
 ) -> Tensor:
-    """The published procedure with stock `generate`: rows of visual tokens, each ended, then
-    three closing words.
+    """Draw by the published procedure with stock `generate`.
+
+    Each row of visual tokens ends with a separator, and three closing words follow the last.
     """
     area = {
         "ratio": "1:1",
@@ -164,10 +165,10 @@ def test_judge_equals_a_stock_forward(
     assert found.std() > 1e-3
 
 
-def test_facts_are_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
-    facts = read_spec(ModelConfig(str(checkpoint)))
-    assert (facts.family, facts.weights_digest) == ("emu3", model.weights_digest)
-    assert torch.equal(facts.codebook, model.codebook)
+def test_the_spec_is_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
+    spec = read_spec(ModelConfig(str(checkpoint)))
+    assert (spec.family, spec.weights_digest) == ("emu3", model.weights_digest)
+    assert torch.equal(spec.codebook, model.codebook)
 
 
 def test_the_export_loads_in_stock_transformers(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: fetched once a machine, checked by digest, mended when damaged."""
+"""Is a checkpoint in a bucket fetched once per machine, checked, and fetched again if damaged?"""
 
 from __future__ import annotations
 

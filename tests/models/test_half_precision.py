@@ -1,6 +1,4 @@
-"""Every family in bfloat16: the master table keeps the file's precision, and drawing, reading
-and judging work.
-"""
+"""Does every family work in bfloat16, around a master table of the file's precision?"""
 
 from __future__ import annotations
 

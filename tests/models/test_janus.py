@@ -1,4 +1,4 @@
-"""The Janus adapter against stock transformers, on a tiny random checkpoint."""
+"""Is the Janus adapter what stock transformers is? On a small random checkpoint."""
 
 from __future__ import annotations
 
@@ -10,50 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import (
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusProcessor,
-    JanusVisionConfig,
-    JanusVQVAEConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.models.base import Judge, SamplingSettings, UnifiedModel
-from isic_ray.models.decoding.asking import yes_share
+from isic_ray.models.decoding.asking import answer_ids, yes_share
 from isic_ray.models.families.janus import JanusModel
 from isic_ray.models.registry import load_model
+from tests.tiny_checkpoints import JANUS_CODES, JANUS_SIDE, JANUS_TOKENS, janus_word, tiny_janus
 
-SIDE, TOKENS, CODES, HIDDEN = 32, 16, 64, 64
-SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<boi>", "<eoi>", "<image>"]
-WORDS = [
-    "a",
-    "red",
-    "blue",
-    "cat",
-    "dog",
-    "knife",
-    "on",
-    "the",
-    "table",
-    "with",
-    "and",
-    "of",
-    "yes",
-    "no",
-    "?",
-    ":",
-]
-TEMPLATE = (
-    "<s>{% for message in messages %}{% for part in message['content'] %} "
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
-)
 PROMPTS = [
     "a red cat",
     "a blue dog on the table with a knife and a cat of the red dog and the blue cat",
@@ -62,71 +30,9 @@ PROMPTS = [
 QUESTIONS = ["is there a knife ?", "is the cat red ?", "dog ?"]
 
 
-def tiny_processor(template: str | None = TEMPLATE) -> JanusProcessor:
-    core = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="<unk>")
-    )
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-        extra_special_tokens={"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"},
-    )
-    images = JanusImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    return JanusProcessor(images, tokenizer, chat_template=template, num_image_tokens=TOKENS)
-
-
-def tiny_model() -> JanusForConditionalGeneration:
-    torch.manual_seed(0)
-    config = JanusConfig(
-        text_config=LlamaConfig(
-            vocab_size=len(SPECIAL + WORDS),
-            hidden_size=HIDDEN,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            initializer_range=0.2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
-        vision_config=JanusVisionConfig(
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=SIDE,
-            patch_size=8,
-            projection_dim=HIDDEN,
-            num_image_tokens=TOKENS,
-            initializer_range=0.2,
-        ),
-        vq_config=JanusVQVAEConfig(
-            embed_dim=8,
-            num_embeddings=CODES,
-            latent_channels=32,
-            base_channels=32,
-            channel_multiplier=[1, 1, 1, 1],
-            num_res_blocks=1,
-            projection_dim=HIDDEN,
-            image_token_embed_dim=HIDDEN,
-            initializer_range=0.2,
-        ),
-        image_token_id=6,
-    )
-    return JanusForConditionalGeneration(config).eval()
-
-
 @pytest.fixture(scope="module")
 def janus() -> JanusModel:
-    return JanusModel(tiny_model(), tiny_processor(), "digest")
+    return tiny_janus()
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +52,16 @@ def one_thread() -> Iterator[None]:
 
 
 def pictures(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(
+        0, 256, (count, JANUS_SIDE, JANUS_SIDE, 3), dtype=np.uint8
+    )
 
 
 def tokens(count: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, CODES, (count, TOKENS), generator=generator, dtype=torch.int32)
+    return torch.randint(
+        0, JANUS_CODES, (count, JANUS_TOKENS), generator=generator, dtype=torch.int32
+    )
 
 
 def stock_inputs(janus: JanusModel) -> dict[str, Tensor]:
@@ -182,9 +92,9 @@ def stock_generate(
 
 def test_is_a_unified_model(janus: JanusModel) -> None:
     assert isinstance(janus, UnifiedModel)
-    assert janus.codebook.shape == (CODES, 8)
+    assert janus.codebook.shape == (JANUS_CODES, 8)
     assert (janus.tokens_per_image, janus.normalised, janus.tokens_depend_on_codebook) == (
-        TOKENS,
+        JANUS_TOKENS,
         True,
         False,
     )
@@ -241,8 +151,8 @@ def test_decode_refuses_what_does_not_fit(janus: JanusModel) -> None:
     with pytest.raises(ValueError, match="expected"):
         janus.decode(tokens(1)[:, :-1])
     with pytest.raises(ValueError, match="must be in"):
-        janus.decode(tokens(1) + CODES)
-    assert janus.decode(tokens(0)).shape == (0, SIDE, SIDE, 3)
+        janus.decode(tokens(1) + JANUS_CODES)
+    assert janus.decode(tokens(0)).shape == (0, JANUS_SIDE, JANUS_SIDE, 3)
 
 
 def test_encode_takes_the_row_of_greatest_cosine(janus: JanusModel) -> None:
@@ -251,7 +161,7 @@ def test_encode_takes_the_row_of_greatest_cosine(janus: JanusModel) -> None:
     vq = janus.model.model.vqmodel
     with torch.no_grad():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        z = vq.quant_conv(vq.encoder(pixels)).permute(0, 2, 3, 1).reshape(9, TOKENS, 8)
+        z = vq.quant_conv(vq.encoder(pixels)).permute(0, 2, 3, 1).reshape(9, JANUS_TOKENS, 8)
     cosine = torch.nn.functional.cosine_similarity(z[:, :, None], janus.codebook, dim=-1)
     best = cosine.gather(2, found.long()[..., None]).squeeze(2)
     torch.testing.assert_close(best, cosine.amax(2))
@@ -263,7 +173,7 @@ def test_encode_takes_the_row_of_greatest_cosine(janus: JanusModel) -> None:
 def test_judge_equals_a_stock_forward(janus: JanusModel) -> None:
     images = pictures(3)
     found = janus.judge(images, QUESTIONS)
-    yes, no = (len(SPECIAL) + WORDS.index(word) for word in ("yes", "no"))
+    yes, no = janus_word("yes"), janus_word("no")
     for q, question in enumerate(QUESTIONS):
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = janus.processor.apply_chat_template(
@@ -318,21 +228,19 @@ class OneByOne(Judge):
 
 
 def test_judge_needs_one_token_answers() -> None:
-    janus = JanusModel(tiny_model(), tiny_processor(), "digest")
-    janus._tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")),
         unk_token="<unk>",
     )
     with pytest.raises(UserError, match="no single token for 'yes'"):
-        janus._answer_ids("yes")
+        answer_ids(tokenizer, "yes")
 
 
 def test_without_a_chat_template() -> None:
-    janus = JanusModel(tiny_model(), tiny_processor(template=None), "digest")
-    cat = len(SPECIAL) + WORDS.index("cat")
-    assert janus._prompt_ids([{"type": "text", "text": "cat"}], "image") == [1, cat, 4]
+    janus, cat = tiny_janus(template=None), janus_word("cat")
+    assert janus.drawing_ids("cat") == [1, cat, 4]
     before, after = janus._question_ids("cat ?")
-    assert before == [1, 4, *[6] * TOKENS, 5]
+    assert before == [1, 4, *[6] * JANUS_TOKENS, 5]
     assert after[0] == cat
 
 
@@ -343,7 +251,7 @@ def test_rewrite_stops_at_eos(janus: JanusModel) -> None:
         (i, at) for i, words in enumerate(free) for at, word in enumerate(words) if word != words[0]
     )
     generation = janus.model.generation_config
-    generation.eos_token_id = [2, len(SPECIAL) + WORDS.index(free[which][cut])]
+    generation.eos_token_id = [2, janus_word(free[which][cut])]
     try:
         stopped = janus.rewrite(PROMPTS, instruction)
         text = f"<s> {instruction.format(prompt=PROMPTS[which])}"
@@ -362,10 +270,10 @@ def test_renderer_gradients_reach_only_the_rows_used(janus: JanusModel) -> None:
     renderer, drawn = janus.renderer().train(), tokens(2)
     codebook = janus.codebook.clone().requires_grad_(True)
     pixels = renderer(drawn, codebook)
-    assert pixels.shape == (2, 3, SIDE, SIDE)
+    assert pixels.shape == (2, 3, JANUS_SIDE, JANUS_SIDE)
     pixels.square().mean().backward()
     assert codebook.grad is not None
-    used = torch.zeros(CODES, dtype=torch.bool)
+    used = torch.zeros(JANUS_CODES, dtype=torch.bool)
     used[drawn.unique().long()] = True
     assert torch.equal(codebook.grad.abs().sum(1) > 0, used)
     assert all(
@@ -405,7 +313,7 @@ def test_codebook_master_keeps_the_precision_of_the_file(
     loaded = JanusModel.from_pretrained(str(checkpoint), dtype="bfloat16", device="cpu")
     assert loaded.model.dtype == torch.bfloat16
     assert torch.equal(loaded.codebook, janus.codebook)
-    assert loaded.sample(PROMPTS, [0, 1, 2], SamplingSettings()).shape == (3, TOKENS)
+    assert loaded.sample(PROMPTS, [0, 1, 2], SamplingSettings()).shape == (3, JANUS_TOKENS)
 
 
 def break_checkpoint(directory: Path, how: str) -> None:

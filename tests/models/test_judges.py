@@ -1,4 +1,4 @@
-"""Any judge with any generator: another family, or a vision-language model of transformers."""
+"""Does any judge serve any generator: another family, or a vision-language model?"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The LlamaGen adapter against a plain reading of the publication, on small random weights in
-the published layout.
-"""
+"""Is the LlamaGen adapter what the publication says? On small random weights in its layout."""
 
 from __future__ import annotations
 
@@ -70,10 +68,9 @@ def test_greedy_tokens_equal_the_published_procedure(
         truncation=True,
         return_tensors="pt",
     )
+    encoder = T5EncoderModel.from_pretrained(checkpoint / "text_encoder")
     with torch.no_grad():
-        states = T5EncoderModel.from_pretrained(checkpoint / "text_encoder")(
-            **words
-        ).last_hidden_state
+        states = encoder(**words).last_hidden_state
     expected = [
         reference.draw_greedily(weights, state, mask, LLAMAGEN_SIDE, LLAMAGEN_HEADS, guidance)
         for state, mask in zip(states, words["attention_mask"], strict=True)
@@ -103,14 +100,14 @@ def test_encode_equals_the_published_tokenizer(model: UnifiedModel, checkpoint: 
     assert torch.equal(model.encode(images).long(), expected)
 
 
-def test_facts_are_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
-    facts = read_spec(ModelConfig(str(checkpoint)))
-    assert (facts.family, facts.weights_digest, facts.normalised) == (
+def test_the_spec_is_read_from_the_files(model: UnifiedModel, checkpoint: Path) -> None:
+    spec = read_spec(ModelConfig(str(checkpoint)))
+    assert (spec.family, spec.weights_digest, spec.normalised) == (
         "llamagen",
         model.weights_digest,
         True,
     )
-    assert torch.equal(facts.codebook, model.codebook)
+    assert torch.equal(spec.codebook, model.codebook)
 
 
 def test_the_export_loads_here_and_as_published(model: UnifiedModel, tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-"""The documented example of a family in a package of one's own: found by its entry point,
-conforming, usable.
-"""
+"""Is the documented example of an own family found by its entry point, and does it conform?"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The fine-tune's view of a picture is the judge's, and its loss moves rows towards what the
-judge should see.
-"""
+"""Does the fine-tune see a picture as the judge does, and does its loss move rows to that end?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing an adapter: every refusal says why."""
+"""Does every refusal to choose an adapter say why?"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The decoding loop: agrees with transformers' LlamaModel, samples the right law, ignores how
-rows are batched.
-"""
+"""Does the decoding loop agree with transformers, sample the right law, ignore the batching?"""
 
 from __future__ import annotations
 
@@ -16,16 +14,13 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from isic_ray.models.base import SamplingSettings
-from isic_ray.models.decoding.backbone import Backbone, Run
+from isic_ray.models.decoding.backbone import Backbone, KVRun
 from isic_ray.models.decoding.blocks import blocks, left_pad
-from isic_ray.models.decoding.picture_sampler import PictureSampler, StockNetwork, one_token
-from isic_ray.models.decoding.sampler import (
-    TokenSampler,
-    _Block,
-    complete_greedily,
-    filter_scores,
-    inverse_cdf,
-)
+from isic_ray.models.decoding.choice import filter_scores, inverse_cdf
+from isic_ray.models.decoding.network import StockNetwork
+from isic_ray.models.decoding.picture_sampler import PictureSampler, one_token
+from isic_ray.models.decoding.sampler import TokenSampler, _Block
+from isic_ray.models.decoding.text import complete_greedily
 
 VOCAB, CODES, HIDDEN, TOKENS, PAD = 40, 512, 64, 16, 0
 
@@ -56,7 +51,7 @@ def llama(kv_heads: int = 2, bias: bool = False) -> LlamaModel:
     return model
 
 
-def sampler(block: int = 0) -> TokenSampler:
+def sampler() -> TokenSampler:
     backbone = Backbone(llama())
     generator = torch.Generator().manual_seed(1)
     head = torch.randn(CODES, HIDDEN, generator=generator) * 0.2
@@ -69,7 +64,6 @@ def sampler(block: int = 0) -> TokenSampler:
         tokens=TOKENS,
         pad_id=PAD,
         kept_ids=[1, 2],
-        block=block,
     )
 
 
@@ -87,7 +81,7 @@ def test_hidden_states_equal_llama(kv_heads: int, bias: bool) -> None:
     extended = [model(torch.tensor([[*p, 11, 12]])).last_hidden_state[0, -2:] for p in prompts]
     backbone = Backbone(model)
     ids, pads = left_pad(prompts, 16, PAD, torch.device("cpu"))
-    run = Run(backbone, pads, 20)
+    run = KVRun(backbone, pads, 20)
     torch.testing.assert_close(
         run.extend(backbone.embedding[ids]), torch.stack(expected), atol=1e-4, rtol=1e-4
     )
@@ -99,9 +93,8 @@ def test_hidden_states_equal_llama(kv_heads: int, bias: bool) -> None:
     run.filled = 16  # again, both at once
     hidden = run.extend(backbone.embedding[torch.tensor([[11, 12]] * 3)])
     torch.testing.assert_close(hidden, torch.stack([e[1] for e in extended]), atol=1e-4, rtol=1e-4)
-    after = [
-        model(torch.tensor([p])).last_hidden_state[0, -1] for p in prompts
-    ]  # the module still works
+    after = [model(torch.tensor([p])).last_hidden_state[0, -1] for p in prompts]
+    # the module still works
     assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
 
 
@@ -144,7 +137,7 @@ def test_first_token_follows_the_softmax() -> None:
     model = sampler()
     prompt, draws = [1, 5, 6, 2], 600
     ids, pads = left_pad([prompt], 16, PAD, torch.device("cpu"))
-    hidden = Run(model.backbone, pads, 20).extend(model.backbone.embedding[ids])
+    hidden = KVRun(model.backbone, pads, 20).extend(model.backbone.embedding[ids])
     logits = model.head(model.features(hidden))
     probabilities = logits.double().softmax(-1)[0]
     model.tokens = 1
@@ -226,8 +219,8 @@ def test_bfloat16_runs_and_ignores_the_batch() -> None:
         tokens=TOKENS,
         pad_id=PAD,
         kept_ids=[1, 2],
-        block=4,
     )
+    drawer.block = 4
     prompts, settings = random_prompts(6), SamplingSettings(guidance=3.0)
     whole = drawer.draw(prompts, range(6), settings)
     assert torch.equal(whole[5:], drawer.draw(prompts[5:], [5], settings))
@@ -246,7 +239,7 @@ def test_blocks_of_many_sizes_agree_or_only_one_is_used() -> None:
 
 @pytest.mark.parametrize(("guidance", "until"), [(1.0, 1.0), (3.0, 1.0), (3.0, 0.5)])
 def test_attending_to_masked_slots_changes_no_token(guidance: float, until: float) -> None:
-    """What a CUDA graph does: more slots than are filled, the rest masked, all state in tensors."""
+    """As a CUDA graph does: more slots than are filled, the rest masked, all state in tensors."""
     model, prompts = sampler(), random_prompts(12)
     settings = SamplingSettings(guidance=guidance, temperature=0, guidance_until=until)
     expected = model.draw(prompts, range(12), settings)
@@ -267,13 +260,14 @@ def test_guidance_ends_where_it_is_told_to() -> None:
 
 
 def follow(model: TokenSampler, prompt: list[int], tokens: Tensor, until: int = 6) -> Tensor:
-    """Without guidance, the likeliest token at every position from ``until`` on, given those
-    before it.
+    """Return the likeliest token without guidance at every position from ``until`` on.
+
+    Each is given ``tokens`` before it.
     """
     read = model.backbone.embedding[torch.tensor(prompt)]
     likeliest = []
     for position in range(until, TOKENS):
-        run = Run(model.backbone, torch.zeros(1, dtype=torch.long), 64)
+        run = KVRun(model.backbone, torch.zeros(1, dtype=torch.long), 64)
         hidden = run.extend(torch.cat([read, model.table[tokens[:position]]])[None])
         likeliest.append(model.head(model.features(hidden)).argmax(-1))
     return torch.cat(likeliest)

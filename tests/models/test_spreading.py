@@ -1,5 +1,6 @@
-"""Layers spread over devices: on a machine without GPUs, over memory and disk, by the same hooks
-of accelerate.
+"""Does a model whose layers lie on several devices answer as a whole one?
+
+Without GPUs the layers lie in memory and on disk, by the same hooks of accelerate.
 """
 
 from __future__ import annotations
@@ -42,9 +43,8 @@ def test_a_spread_model_answers_as_a_whole_one(
     torch.testing.assert_close(
         spread.judge(pictures, ["is it ?"]), whole.judge(pictures, ["is it ?"])
     )
-    assert spread.rewrite(["a knife"], "mend {prompt}") == whole.rewrite(
-        ["a knife"], "mend {prompt}"
-    )
+    prompts, instruction = ["a knife"], "rewrite {prompt}"
+    assert spread.rewrite(prompts, instruction) == whole.rewrite(prompts, instruction)
 
 
 def test_layers_go_evenly_and_in_order_and_all_else_to_the_first(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_layers_go_evenly_and_in_order_and_all_else_to_the_first(tmp_path: Path)
     assert {"model.vqmodel", "lm_head", "model.text_model.embed_tokens"} <= set(place)
 
 
-def test_refusals_name_the_mend(tmp_path: Path) -> None:
+def test_refusals_say_what_to_change(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sees 1; raise execution\.gpus_per_actor"):
         spread_map(Emu3ForConditionalGeneration, emu3(tmp_path), devices=[0])
     with pytest.raises(UserError, match="serves the emu3 and chameleon families"):

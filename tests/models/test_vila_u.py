@@ -1,6 +1,4 @@
-"""The VILA-U adapter against a plain reading of the publication, on small random weights in the
-published layout.
-"""
+"""Is the VILA-U adapter what the publication says? On small random weights in its layout."""
 
 from __future__ import annotations
 
@@ -61,12 +59,11 @@ def norm(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def depth_logits(weights: Weights, state: Tensor, table: Tensor, drawn: list[int]) -> Tensor:
-    """Logits of the next depth of one position, after its state and the tokens drawn there."""
+    """Return logits of the next depth of one position, after its state and the tokens drawn."""
     at = "rqtransformer"
+    sums = [table[drawn[: n + 1]].sum(0) for n in range(len(drawn))]
     context = [linear(weights, f"{at}.in_mlp_2", state)]
-    context += [
-        linear(weights, f"{at}.in_mlp_1", table[drawn[: n + 1]].sum(0)) for n in range(len(drawn))
-    ]
+    context += [linear(weights, f"{at}.in_mlp_1", total) for total in sums]
     x = torch.stack(context) + weights[f"{at}.pos_emb_d"][0, : len(context)]
     for block in range(2):
         name = f"{at}.head_transformer.blocks.{block}"
@@ -77,40 +74,25 @@ def depth_logits(weights: Weights, state: Tensor, table: Tensor, drawn: list[int
         )
         scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
         later = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
-        mixed = torch.einsum(
-            "hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), v
-        ).flatten(1)
+        shares = scores.masked_fill(later, -torch.inf).softmax(-1)
+        mixed = torch.einsum("hqk,khd->qhd", shares, v).flatten(1)
         x = x + linear(weights, f"{name}.attn.proj", mixed)
-        x = x + linear(
-            weights,
-            f"{name}.mlp.2",
-            F.gelu(linear(weights, f"{name}.mlp.0", norm(weights, f"{name}.ln2", x))),
-        )
-    return linear(
-        weights,
-        f"{at}.classifier_mlp.linear",
-        norm(weights, f"{at}.classifier_mlp.layer_norm", x[-1]),
-    )
+        y = F.gelu(linear(weights, f"{name}.mlp.0", norm(weights, f"{name}.ln2", x)))
+        x = x + linear(weights, f"{name}.mlp.2", y)
+    last = norm(weights, f"{at}.classifier_mlp.layer_norm", x[-1])
+    return linear(weights, f"{at}.classifier_mlp.linear", last)
 
 
 def published(
     checkpoint: Path, tower: Weights, table: Tensor, prompt: str, guidance: float
 ) -> list[int]:
-    """Greedy drawing with one full forward a position: prompt against an empty one, depth by
-    depth.
-    """
-    words, llm = (
-        AutoTokenizer.from_pretrained(checkpoint / "llm"),
-        LlamaForCausalLM.from_pretrained(checkpoint / "llm"),
-    )
+    """Draw greedily with one full forward per position, the prompt against an empty one."""
+    words = AutoTokenizer.from_pretrained(checkpoint / "llm")
+    llm = LlamaForCausalLM.from_pretrained(checkpoint / "llm")
     projector = load_file(checkpoint / "mm_projector" / "model.safetensors")
     texts = [f"{SYSTEM}USER: {prompt} ASSISTANT: <im_start>", f"{SYSTEM}USER:ASSISTANT: <im_start>"]
-    fed = [
-        llm.model.embed_tokens(
-            torch.tensor([1, *words(text, add_special_tokens=False)["input_ids"]])
-        )
-        for text in texts
-    ]
+    ids = [[1, *words(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    fed = [llm.model.embed_tokens(torch.tensor(row)) for row in ids]
     tokens: list[int] = []
     with torch.no_grad():
         for _ in range(N):
@@ -124,9 +106,8 @@ def published(
                 )
                 drawn.append(int((without + guidance * (with_prompt - without)).argmax()))
             tokens += drawn
-            y = linear(
-                projector, "layers.2", F.gelu(linear(projector, "layers.0", table[drawn].sum(0)))
-            )
+            y = F.gelu(linear(projector, "layers.0", table[drawn].sum(0)))
+            y = linear(projector, "layers.2", y)
             fed = [torch.cat([rows, y[None]]) for rows in fed]
     return tokens
 
@@ -177,9 +158,9 @@ def test_the_padding_row_is_no_part_of_the_table_and_stays(
         VILAU_CODES + 1,
         VILAU_CODES,
     )
-    facts = read_spec(ModelConfig(str(checkpoint)))
-    assert torch.equal(facts.codebook, model.codebook)
-    assert facts.tokens_depend_on_codebook
+    spec = read_spec(ModelConfig(str(checkpoint)))
+    assert torch.equal(spec.codebook, model.codebook)
+    assert spec.tokens_depend_on_codebook
     edited = model.codebook + 1
     model.export(
         SafeCodebook.from_tables(model.codebook, edited, ArtifactMeta("test", "vila-u")), tmp_path

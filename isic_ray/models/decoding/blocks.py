@@ -1,4 +1,4 @@
-"""How rows are cut into blocks that run together."""
+"""Cut rows into blocks that run together, of equal widths."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MIN_WIDTH = 16  # prompts are padded to this width, or to the next power of two
 
 
 def blocks(lengths: Sequence[int], size: int, multiple: int = 0) -> Iterator[tuple[int, list[int]]]:
-    """Group rows by padded prompt width into blocks of at most ``size`` row indices.
+    """Yield the padded width and the row indices of each block, at most ``size`` of them.
 
-    A short block is filled up with its first row, to a multiple of ``multiple`` rows; 0 means to
-    ``size``.
+    ``lengths`` are the rows' own, which alone decide their width. A short block is filled up with
+    its first row, to a multiple of ``multiple`` rows (0: to ``size``).
     """
     by_width: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
@@ -28,12 +28,12 @@ def blocks(lengths: Sequence[int], size: int, multiple: int = 0) -> Iterator[tup
 def left_pad(
     prompts: Sequence[Sequence[int]], width: int, pad_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Ids ``[R,width]`` with padding in front, and its length ``[R]``; both int64."""
+    """Return ids ``[R,width]`` with padding in front, and its lengths ``[R]``; both int64."""
     pads = [width - len(prompt) for prompt in prompts]
     ids = [[pad_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
     return torch.tensor(ids, device=device), torch.tensor(pads, device=device)
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch raised ``error`` because an allocation failed, on a GPU or on the CPU."""
+    """Return whether ``error`` says that an allocation failed, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,8 +1,7 @@
-"""Negative-prompt guidance for token samplers, after Safe Latent Diffusion (Schramowski et al.
-2023): a baseline.
+"""Draw away from a negative prompt, after Safe Latent Diffusion (Schramowski et al. 2023).
 
-Logits of three prompts are mixed at every step: c of the prompt, u unconditional, n of the negative
-prompt.
+A baseline. At every step it mixes the logits of three prompts: c of the prompt itself, u without
+condition, n of the negative prompt.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from torch import Tensor
 from isic_ray.errors import UserError
 from isic_ray.models.base import SamplingSettings, UnifiedModel
 from isic_ray.models.decoding.blocks import blocks, left_pad
-from isic_ray.models.decoding.sampler import BLOCK, _uniforms, choose
+from isic_ray.models.decoding.choice import choose, row_uniforms
+from isic_ray.models.decoding.sampler import BLOCK
 
 
 def steer(
     conditional: Tensor, unconditional: Tensor, negative: Tensor, guidance: float, scale: float
 ) -> Tensor:
-    """u + g ((c - u) - s max(n - u, 0)) ``[B,K]``: tokens that the negative prompt makes likelier
-    are pushed down.
+    """Return u + g ((c - u) - s max(n - u, 0)) ``[B,K]`` for guidance g and scale s.
 
-    SLD's threshold is read as the maximum with 0: what the negative prompt does not favour is left
-    alone.
+    Tokens that the negative prompt makes likelier are pushed down. SLD's threshold is read as the
+    maximum with 0: what the negative prompt does not favour is left alone.
     """
     away = (negative - unconditional).clamp(min=0)
     return unconditional + guidance * ((conditional - unconditional) - scale * away)
@@ -41,12 +40,11 @@ def sample_away(
     negative: str,
     scale: float,
 ) -> Tensor:
-    """Visual tokens int32 ``[B,N]`` of prompts drawn away from ``negative``, with each row's own
-    uniforms.
+    """Return visual tokens int32 ``[B,N]`` of prompts drawn away from ``negative``.
 
-    With ``scale`` 0 and guidance on, these are the tokens of `UnifiedModel.sample`, but for last
-    bits. Raises UserError for a family whose sampler is not the shared one, and where guidance ends
-    before the picture does.
+    Each row uses its own uniforms. With ``scale`` 0 and guidance on, these are the tokens of
+    `UnifiedModel.sample`, but for last bits. Raises UserError for families other than Janus, and
+    where guidance ends before the picture does.
     """
     from isic_ray.models.families.janus import JanusModel
 
@@ -56,22 +54,21 @@ def sample_away(
         )
     if settings.guidance_until < 1:
         raise UserError(
-            "negative prompts need guidance for every token; leave that arm out, or set guidance_until: 1"
+            "negative prompts need guidance for every token; leave that arm out, "
+            "or set guidance_until: 1"
         )
-    sampler = model._sampler
-    *ids, away = [
-        model._prompt_ids([{"type": "text", "text": text}], "image")
-        for text in [*prompts, negative]
-    ]
-    nothing = [[i if i in sampler.kept_ids else sampler.pad_id for i in row] for row in ids]
+    sampler = model.sampler
+    given = [model.drawing_ids(prompt) for prompt in prompts]
+    away = model.drawing_ids(negative)
+    free = [sampler.without_condition(prompt) for prompt in given]
     result = torch.empty(len(prompts), sampler.tokens, dtype=torch.int32)
     device = sampler.table.device
-    for width, rows in blocks([max(len(each), len(away)) for each in ids], BLOCK):
-        uniforms = torch.stack([_uniforms(seeds[i], sampler.tokens) for i in rows]).to(device)
-        texts = [ids[i] for i in rows] + [nothing[i] for i in rows] + [away] * len(rows)
-        text, pads = left_pad(texts, width, sampler.pad_id, device)
+    for width, rows in blocks([max(len(ids), len(away)) for ids in given], BLOCK):
+        uniforms = row_uniforms([seeds[i] for i in rows], sampler.tokens).to(device)
+        texts = [*(given[i] for i in rows), *(free[i] for i in rows), *([away] * len(rows))]
+        ids, pads = left_pad(texts, width, sampler.pad_id, device)
         run = sampler.backbone.start(pads, width + sampler.tokens)
-        hidden = run.extend(F.embedding(text, sampler.backbone.embedding))
+        hidden = run.extend(F.embedding(ids, sampler.backbone.embedding))
         for step in range(sampler.tokens):
             conditional, unconditional, other = sampler.head(sampler.features(hidden)).chunk(3)
             scores = steer(conditional, unconditional, other, settings.guidance, scale)

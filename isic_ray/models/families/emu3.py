@@ -1,10 +1,9 @@
-"""Emu3 through its transformers checkpoints: one that draws (Emu3-Gen) and one that judges and
-rewrites (Emu3-Chat).
+"""Emu3 through transformers: one checkpoint draws (Emu3-Gen), another judges and rewrites (-Chat).
 
-Give the first as model.name and the second as judge.model. A picture's rows of tokens each end with
+Give the first as model.name and the second as judge.model. Each row of a picture's tokens ends with
 a separator word, and the prompt names the size. As published, guidance contrasts the prompt with a
-list of faults. Pictures have the area ``image_area`` of config.json (square; 720 x 720 if it names
-none).
+list of faults. Pictures are square and have the area ``image_area`` of config.json, or 720 x 720
+pixels if it names none.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from isic_ray.codebook import SafeCodebook
 from isic_ray.errors import UserError
-from isic_ray.models.checkpoints import digest_files, load_processor, load_stock, read_table
+from isic_ray.models.checkpoints import digest_files, load_processor, load_stock
 from isic_ray.models.decoding.backbone import Backbone
-from isic_ray.models.decoding.picture_sampler import StockNetwork
-from isic_ray.models.families.adapter import Painter, rows_as_map
+from isic_ray.models.decoding.network import StockNetwork
+from isic_ray.models.families.adapter import Painter, export_stock, rows_as_map
 from isic_ray.models.families.vocabulary import VocabularyModel
 from isic_ray.models.fetching import resolve_checkpoint
 
 # The negative prompt of the published generation procedure (baaivision/Emu3, image_generation.py).
 NEGATIVE_PROMPT = (
-    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
-    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, "
+    "cropped, worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, "
+    "username, blurry."
 )
 _END_OF_ROW = "<|extra_200|>"
 
@@ -44,23 +44,18 @@ class Emu3Model(VocabularyModel):
         model: Emu3ForConditionalGeneration,
         processor: Emu3Processor,
         digest: str,
-        codebook: Tensor | None = None,
+        codebook: Tensor,
     ) -> None:
-        """Take over ``model`` (in its dtype, on its device) and freeze it. ``codebook`` is the
-        float32 master.
+        """Take ``model`` in its dtype and on its device, and freeze it.
 
+        ``codebook`` ``[K,d]`` is the float32 master table, ``digest`` that of the weight files.
         Raises UserError when the model, its vocabulary and its processor do not belong together.
         """
-        self.model, self.processor, self.weights_digest = (
-            model.eval().requires_grad_(False),
-            processor,
-            digest,
-        )
+        self.model, self.processor = model.eval().requires_grad_(False), processor
+        self.weights_digest, self.codebook = digest, codebook
         self._vq = vq = model.model.vqmodel
-        table = vq.quantize.embedding.weight if codebook is None else codebook
-        self.codebook = table.detach().to("cpu", torch.float32).clone()
         mapping = model.model.vocabulary_mapping
-        named, rows = len(mapping.img2bpe), len(self.codebook)
+        named, rows = len(mapping.img2bpe), len(codebook)
         if named != rows:
             raise UserError(
                 f"the vocabulary names {named} visual tokens, but the codebook has {rows} rows"
@@ -74,9 +69,8 @@ class Emu3Model(VocabularyModel):
         self.image_token = processor.image_token
         self.room = model.config.text_config.max_position_embeddings
         sharded = getattr(model, "hf_device_map", None) is not None
-        self.network = (
-            StockNetwork(model.model.text_model) if sharded else Backbone(model.model.text_model)
-        )
+        text_model = model.model.text_model
+        self.network = StockNetwork(text_model) if sharded else Backbone(text_model)
         self._area: int = getattr(model.config, "image_area", None) or processor.image_area
         rows, columns = processor.calculate_generate_size(
             "1:1", self._area, processor.downsample_ratio
@@ -93,56 +87,47 @@ class Emu3Model(VocabularyModel):
         device: str = "auto",
         trust_remote_code: bool = False,
     ) -> Emu3Model:
-        """Load a checkpoint directory or a hub name. Raises UserError when it is not a sound
-        Emu3.
-        """
+        """Load a checkpoint directory, URI or hub name. Raises UserError unless a sound Emu3."""
         directory = resolve_checkpoint(name)
-        files = cls.files(directory)
-        codebook = read_table(directory, files, cls.codebook_key)
+        codebook = cls.read_codebook(directory)
         processor = load_processor(Emu3Processor, directory, trust_remote_code)
         model = load_stock(
             Emu3ForConditionalGeneration, directory, dtype, device, trust_remote_code, spreads=True
         )
-        return cls(model, processor, digest_files(files), codebook)
+        return cls(model, processor, digest_files(cls.files(directory)), codebook)
 
     def export(self, artifact: SafeCodebook, directory: Path) -> None:
-        """Write a checkpoint for stock transformers. It also reads pictures through the edited
-        table.
-        """
-        artifact.apply(self.model)
-        self.model.save_pretrained(directory)
-        self.processor.save_pretrained(directory)
+        """Write a checkpoint for stock transformers, which also reads through the edited table."""
+        export_stock(self.model, self.processor, artifact, directory)
 
     def drawing_ids(self, prompt: str) -> list[int]:
-        """Prompt, size and start of the picture, as the processor writes them."""
+        """Return prompt, size and start of the picture, as the processor writes them."""
         ids: list[int] = self.processor(
             text=[prompt], return_for_image_generation=True, ratio="1:1", image_area=self._area
         )["input_ids"][0]
         return ids
 
     def free_ids(self) -> list[int]:
-        """The same with the published list of faults as the prompt."""
+        """Return the same with the published list of faults as the prompt."""
         return self.drawing_ids(NEGATIVE_PROMPT)
 
     def text_ids(self, text: str) -> list[int]:
-        """One user message, through the checkpoint's chat template where it has one."""
-        processor, parts = self.processor, text.partition(self.processor.image_token)
+        """Return one user message, through the checkpoint's chat template where it has one."""
+        processor = self.processor
         if template := processor.chat_template or processor.tokenizer.chat_template:
-            content = [{"type": "image"}] if parts[1] else []
-            chat = [
-                {
-                    "role": "user",
-                    "content": [*content, {"type": "text", "text": parts[0] + parts[2]}],
-                }
-            ]
+            before, picture, after = text.partition(processor.image_token)
+            image = [{"type": "image"}] if picture else []
+            content = [*image, {"type": "text", "text": before + after}]
             text = processor.apply_chat_template(
-                chat, chat_template=template, add_generation_prompt=True
+                [{"role": "user", "content": content}],
+                chat_template=template,
+                add_generation_prompt=True,
             )
         ids: list[int] = processor.tokenizer(processor.bos_token + text)["input_ids"]
         return ids
 
     def frame(self, height: int, width: int) -> str:
-        """Size, placeholders and the end of the picture."""
+        """Return size, placeholders and the end of the picture."""
         size = self.processor.downsample_ratio
         text: str = self.processor.replace_image_token(
             {"image_sizes": [(height * size, width * size)]}, 0
@@ -150,18 +135,15 @@ class Emu3Model(VocabularyModel):
         return text
 
     def spread(self, codes: Tensor) -> Tensor:
-        """Words ``[B,h*(w+1)]``: every row of codes and its separator."""
+        """Return words ``[B,h*(w+1)]``: every row of codes and its separator."""
         words = self.words.to(codes.device)[codes]
         return torch.cat([words, torch.full_like(words[:, :, :1], self._separator)], 2).flatten(1)
 
     def latents(self, images: np.ndarray) -> Tensor:
-        """``[B,h,w,d]`` of one block of pictures, resized as the processor does."""
-        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")[
-            "pixel_values"
-        ]
-        frames = pixels.to(self.device, self.dtype)[:, None].repeat(
-            1, self._vq.config.temporal_downsample_factor, 1, 1, 1
-        )
+        """Return ``[B,h,w,d]`` of one block of pictures, resized as the processor does."""
+        inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.device, self.dtype)
+        frames = pixels[:, None].repeat(1, self._vq.config.temporal_downsample_factor, 1, 1, 1)
         encoded = self._vq.encoder(frames).permute(0, 2, 1, 3, 4)  # [B,c,1,h,w]
         latents: Tensor = self._vq.quant_conv(encoded)[:, :, 0].permute(0, 2, 3, 1)
         return latents
@@ -170,10 +152,10 @@ class Emu3Model(VocabularyModel):
 class Emu3Painter(Painter):
     """What `Emu3VQVAE.decode` computes of a picture, with the codebook as an argument.
 
-    The quantised latent enters twice: through ``post_quant_conv``, and as it is, to steer the
-    decoder's norms. The decoder makes four frames of a picture, of which the first counts; the
-    others are dropped as soon as the frames part (after the temporal layers), at a quarter of the
-    cost.
+    The quantised latent enters twice: through ``post_quant_conv``, and as it is, as an input of the
+    decoder's norms. The decoder makes four frames of a picture, of which the first counts. The
+    others are dropped after the temporal layers, from where on frames are independent: a quarter
+    of the cost.
     """
 
     mean: Tensor
@@ -181,18 +163,15 @@ class Emu3Painter(Painter):
 
     def __init__(self, vq: Any, height: int, width: int, image_processor: Any) -> None:
         super().__init__()
-        self.post_quant_conv, self.decoder, self.grid = (
-            vq.post_quant_conv,
-            vq.decoder,
-            (height, width),
-        )
+        self.post_quant_conv, self.decoder = vq.post_quant_conv, vq.decoder
+        self.grid = height, width
         for name in ("mean", "std"):
             value = torch.tensor(getattr(image_processor, f"image_{name}")).view(3, 1, 1)
             self.register_buffer(name, value.to(vq.device, vq.dtype), persistent=False)
         self.train()
 
     def forward(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """Pixels float ``[B,3,H,W]`` of tokens ``[B,N]`` under ``codebook`` ``[K,d]``."""
+        """Return pixels float ``[B,3,H,W]`` of tokens ``[B,N]`` under ``codebook`` ``[K,d]``."""
         quantised = rows_as_map(tokens, codebook, *self.grid)[:, :, None]  # [B,d,1,h,w]
         decoder = self.decoder
         both = torch.cat([self.post_quant_conv(quantised), quantised])

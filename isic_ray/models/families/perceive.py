@@ -1,4 +1,4 @@
-"""What a model's own judge sees of a picture, as a differentiable function of the pixels."""
+"""Show what a model's own judge sees of a picture, as a differentiable function of the pixels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from isic_ray.models.base import Perceiver
 
 
 class TowerPerceiver(Perceiver):
-    """A frozen float32 copy of a transformers vision tower behind its processor's resizing and
-    normalisation.
-
-    ``size`` is (height, width) in pixels; ``mean`` and ``std`` are the processor's, for pixels in
-    [0, 1].
-    """
+    """A frozen float32 copy of a transformers vision tower, behind its processor's resizing."""
 
     mean: Tensor
     std: Tensor
@@ -26,6 +21,10 @@ class TowerPerceiver(Perceiver):
     def __init__(
         self, tower: Any, size: tuple[int, int], mean: list[float], std: list[float]
     ) -> None:
+        """Copy ``tower``, which takes pictures of ``size`` (height, width) in pixels.
+
+        ``mean`` and ``std`` are the processor's, one per channel, for pixels in [0, 1].
+        """
         super().__init__()
         self.tower = deepcopy(tower).float()
         self.size = size
@@ -39,7 +38,7 @@ class TowerPerceiver(Perceiver):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features ``[B,M,h]`` of pixels ``[B,3,H,W]`` in about [-1, 1]."""
+        """Return features ``[B,M,h]`` of pixels ``[B,3,H,W]`` in about [-1, 1], of any size."""
         if pixels.shape[-2:] != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True)
         features: Tensor = self.tower(((pixels + 1) / 2 - self.mean) / self.std).last_hidden_state

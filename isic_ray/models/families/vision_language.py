@@ -1,5 +1,4 @@
-"""Any vision-language model of transformers as a judge and rewriter; it draws nothing and its
-weights stay as they are.
+"""Use any vision-language model of transformers as a judge and rewriter; it draws nothing.
 
 Pictures are read in blocks of one size and prompts one at a time, so that results do not depend on
 the batch.
@@ -24,30 +23,26 @@ from isic_ray.models.checkpoints import (
     load_stock,
     weight_files,
 )
-from isic_ray.models.decoding.asking import yes_share
-from isic_ray.models.decoding.picture_sampler import answer_ids
+from isic_ray.models.decoding.asking import answer_ids, yes_share
+from isic_ray.models.decoding.text import ANSWER_LIMIT
 from isic_ray.models.families.adapter import picture_blocks
 from isic_ray.models.fetching import resolve_checkpoint
-
-_REWRITE_LIMIT = 96  # tokens of a rewritten prompt at the most
 
 
 class VisionLanguageJudge(Judge):
     """`Judge` over an image-text-to-text model with a chat template."""
 
     def __init__(self, model: Any, processor: Any, digest: str) -> None:
-        """Take over ``model``, whose weights have ``digest``, and freeze it.
+        """Take ``model``, whose weight files have ``digest``, and freeze it.
 
         Raises UserError when the processor has no chat template.
         """
-        self.model, self.processor, self.weights_digest = (
-            model.eval().requires_grad_(False),
-            processor,
-            digest,
-        )
+        self.model, self.processor = model.eval().requires_grad_(False), processor
+        self.weights_digest = digest
         if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
             raise UserError(
-                f"judge.model: {type(processor).__name__} has no chat template to ask questions through"
+                f"judge.model: {type(processor).__name__} has no chat template "
+                "to ask questions through"
             )
 
     @classmethod
@@ -58,8 +53,9 @@ class VisionLanguageJudge(Judge):
         device: str = "auto",
         trust_remote_code: bool = False,
     ) -> VisionLanguageJudge:
-        """Load a checkpoint directory or a hub name. Raises UserError when it is no
-        vision-language model.
+        """Load a checkpoint directory, URI or hub name.
+
+        Raises UserError when it is no vision-language model.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -75,8 +71,7 @@ class VisionLanguageJudge(Judge):
 
     @torch.inference_mode()
     def judge(self, images: np.ndarray, questions: Sequence[str]) -> Tensor:
-        """P(yes) float32 ``[B,Q]``: the next token's mass on "yes" against "no", over all their
-        one-token spellings.
+        """Return P(yes) float32 ``[B,Q]``, over all one-token spellings of yes and no.
 
         Raises UserError when the tokenizer has no one-token yes or no.
         """
@@ -85,28 +80,25 @@ class VisionLanguageJudge(Judge):
         for rows in picture_blocks(len(images)):
             pictures = [Image.fromarray(images[row]) for row in rows]
             for index, question in enumerate(questions):
-                inputs = self._inputs(
-                    [[{"type": "image", "image": p}, _text(question)] for p in pictures]
-                )
+                asked = [[{"type": "image", "image": p}, _text(question)] for p in pictures]
+                inputs = self._inputs(asked)
                 logits = self.model(**inputs, logits_to_keep=1).logits[:, -1]
                 result[torch.from_numpy(rows), index] = yes_share(logits, *answers).cpu()
         return result
 
     @torch.inference_mode()
     def rewrite(self, prompts: Sequence[str], instruction: str) -> list[str]:
-        """Greedy answers to ``instruction.format(prompt=...)``, stripped of special tokens and
-        outer spaces.
-        """
+        """Return the greedy answer to each ``instruction.format(prompt=...)``, stripped."""
         answers = []
         for prompt in prompts:
             inputs = self._inputs([[_text(instruction.format(prompt=prompt))]])
-            ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=_REWRITE_LIMIT)
+            ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=ANSWER_LIMIT)
             new = ids[0, inputs["input_ids"].shape[1] :]
             answers.append(self.processor.tokenizer.decode(new, skip_special_tokens=True).strip())
         return answers
 
     def _inputs(self, contents: list[list[dict[str, Any]]]) -> Any:
-        """The model's inputs for one user message a row; all rows are equally long."""
+        """Return the model's inputs for one user message per row; all are equally long."""
         inputs = self.processor.apply_chat_template(
             [[{"role": "user", "content": content}] for content in contents],
             add_generation_prompt=True,

@@ -1,5 +1,6 @@
-"""The picture decoder of taming-transformers' VQGAN (Chameleon, VILA-U), which transformers has
-as Janus's.
+"""Build the picture decoder of taming-transformers' VQGAN, for Chameleon and VILA-U.
+
+transformers has it as Janus's.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
 from isic_ray.errors import UserError
+from isic_ray.models.families.published import fill
 
 
 def build_decoder(config: Any, published: dict[str, Tensor]) -> nn.Module:
-    """transformers' Janus decoder with a VQGAN's tensors ``decoder.*``. Raises UserError when they
-    do not fit.
+    """Return transformers' Janus decoder with a VQGAN's tensors ``decoder.*``.
 
-    ``config`` has the fields of transformers' `ChameleonVQVAEConfig`.
+    ``config`` has the fields of transformers' `ChameleonVQVAEConfig`. Raises UserError when the
+    tensors do not fit it.
     """
     levels = len(config.channel_multiplier)
     lowest, attended = config.resolution // 2 ** (levels - 1), set(config.attn_resolutions or ())
@@ -37,19 +39,17 @@ def build_decoder(config: Any, published: dict[str, Tensor]) -> nn.Module:
     )
     if not attended:
         decoder.up[0].attn = nn.ModuleList()
-    # The published file counts levels from the highest resolution, transformers from the lowest.
-    renamed = {
-        re.sub(
+
+    def renamed(name: str) -> str:
+        # The published file counts levels from the highest resolution, transformers from the
+        # lowest.
+        return re.sub(
             r"^up\.(\d+)",
             lambda level: f"up.{levels - 1 - int(level[1])}",
             name.removeprefix("decoder."),
-        ): tensor
-        for name, tensor in published.items()
-    }
-    try:
-        decoder.load_state_dict(renamed)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split("\n")[1:2]).strip()
-        raise UserError(f"the picture decoder does not fit vq_config: {problem}") from error
+        )
+
+    tensors = {renamed(name): tensor for name, tensor in published.items()}
+    fill(decoder, tensors, what="the picture decoder does not fit vq_config")
     module: nn.Module = decoder
     return module
