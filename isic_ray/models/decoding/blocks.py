@@ -1,4 +1,4 @@
-"""Cut rows into blocks that run together, of equal widths."""
+"""Cut rows into blocks that run together, of equal widths, as large as a GPU holds."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def blocks(lengths: Sequence[int], size: int, multiple: int = 0) -> Iterator[tup
         for start in range(0, len(rows), size):
             block = rows[start : start + size]
             yield width, block + block[:1] * (-len(block) % (multiple or size))
+
+
+def fitting_block(largest: int, sample_bytes: int, device: torch.device) -> int:
+    """Return a power of two of samples whose caches take at most half of a GPU's memory.
+
+    At most ``largest``; on a CPU just that. ``sample_bytes`` is what the cache of one sample takes.
+    The GPU's total memory counts, not what is free, so that the size never varies.
+    """
+    block = largest
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        while block > 1 and block * sample_bytes > total / 2:
+            block //= 2
+    return block
 
 
 def left_pad(

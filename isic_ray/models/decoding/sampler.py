@@ -31,7 +31,7 @@ from torch import Tensor
 
 from isic_ray.models.base import SamplingSettings
 from isic_ray.models.decoding.backbone import Backbone, KVRun
-from isic_ray.models.decoding.blocks import blocks, left_pad, out_of_memory
+from isic_ray.models.decoding.blocks import blocks, fitting_block, left_pad, out_of_memory
 from isic_ray.models.decoding.choice import choose, row_uniforms
 
 # Elastic blocks are filled up to a multiple of this many rows: kernels may differ for fewer, and
@@ -68,7 +68,9 @@ class TokenSampler:
         self.backbone, self.table, self.features, self.head = backbone, visual_table, features, head
         self.tokens, self.pad_id, self.kept_ids = tokens, pad_id, frozenset(kept_ids)
         self.span = _SPAN if visual_table.is_cuda else 1
-        self.block = self._fitting_block()  # samples that run together at the most
+        self.block = fitting_block(  # samples that run together at most
+            _LARGEST, 2 * self.backbone.cache_bytes(self.tokens + _SPAN), self.table.device
+        )
         self._elastic: dict[int, int] = {}  # by number of threads
         self._held: _Block | None = None  # the last block, kept for its graphs
 
@@ -149,19 +151,6 @@ class TokenSampler:
         if count == rows == 1:  # a picture alone
             multiple = 1
         return max(self.block, multiple), multiple
-
-    def _fitting_block(self) -> int:
-        """Return a power of two of samples whose cache takes at most half of a GPU's memory.
-
-        Of its total memory, not of what is free, so that the size never varies.
-        """
-        block = _LARGEST
-        if self.table.is_cuda:
-            total = torch.cuda.get_device_properties(self.table.device).total_memory
-            per_row = self.backbone.cache_bytes(self.tokens + _SPAN)
-            while block > 1 and 2 * block * per_row > total / 2:
-                block //= 2
-        return block
 
     @torch.inference_mode()
     def _draw_block(
