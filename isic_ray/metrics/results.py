@@ -112,7 +112,7 @@ class RunResults:
             return RunConfig(
                 **{s.name: type(getattr(RunConfig(), s.name))(**record[s.name]) for s in sections}
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, UserError) as error:
             raise UserError(
                 f"{self.run.store.uri} was made with settings that this version does not know "
                 f"({error}); use the isic_ray version that made it, or make the run again."
