@@ -1,7 +1,8 @@
 """`isic sweep` as a Ray job: search the method's settings with Ray Tune, all trials on the same
 tokens.
 
-ray job submit --submission-id my-sweep --working-dir . -- python jobs/sweep.py --config demo --out s3://bucket/sweep
+    ray job submit --submission-id my-sweep --working-dir . -- \\
+        python jobs/sweep.py --config demo --out s3://bucket/sweep
 """
 
 import sys

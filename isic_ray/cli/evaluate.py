@@ -10,6 +10,17 @@ from isic_ray.cli.options import OK, PROBLEM, Parser, add_command
 
 def add(commands: Any) -> None:
     """Register the commands."""
+    _add_evaluate(commands)
+    compare = add_command(commands, "compare", _compare, "set the figures of runs side by side")
+    compare.add_argument("uris", nargs="+", metavar="RUN", help="two runs or more")
+    _add_audit(commands)
+    explain = add_command(
+        commands, "explain", _explain, "say which codes a run's edit changed, and how far"
+    )
+    explain.add_argument("uri", metavar="URI", help="the run")
+
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = add_command(
         commands,
         "evaluate",
@@ -45,9 +56,8 @@ def add(commands: Any) -> None:
         "--verbose", action="store_true", help="also show what Ray and the libraries say"
     )
 
-    compare = add_command(commands, "compare", _compare, "set the figures of runs side by side")
-    compare.add_argument("uris", nargs="+", metavar="RUN", help="two runs or more")
 
+def _add_audit(commands: Any) -> None:
     audit = add_command(commands, "audit", _audit_import, "check a run by hand").add_subparsers(
         metavar="sample|import", required=True, parser_class=Parser
     )
@@ -72,11 +82,6 @@ def add(commands: Any) -> None:
     labels.add_argument(
         "file", metavar="FILE", help="the labels.csv that came with the sheet, filled in"
     )
-
-    explain = add_command(
-        commands, "explain", _explain, "say which codes a run's edit changed, and how far"
-    )
-    explain.add_argument("uri", metavar="URI", help="the run")
 
 
 def _evaluate(args: argparse.Namespace) -> int:

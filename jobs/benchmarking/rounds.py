@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from isic_ray.config.run import load_config
+from isic_ray.execution.training import DeltaJob
 from isic_ray.prompts.sets import load_prompts
 from isic_ray.runs.schema import BUILD, HELD_OUT
 
@@ -27,20 +28,11 @@ def rounds(limit: int) -> Figures:
     place of fine-tuning, every row that it may move is moved a little.
     """
     from isic_ray.execution.progress import Progress
-    from isic_ray.execution.training import DeltaJob
     from isic_ray.models.registry import read_spec
     from isic_ray.workflows.loop import create_run
     from isic_ray.workflows.steps import Steps
     from isic_ray.workflows.worker import ShardWorker
     from isic_ray.workflows.workers import InlineWorkers
-
-    def move_a_little(jobs: Sequence[DeltaJob], rows: Any) -> list[Tensor]:
-        moved = []
-        for job in jobs:
-            near = job.edited + 1e-3 * torch.randn_like(job.edited)
-            assert job.trainable is not None
-            moved.append(torch.where(job.trainable[:, None], near, job.edited))
-        return moved
 
     demo = load_config("demo")
     config = replace(
@@ -83,6 +75,16 @@ def rounds(limit: int) -> Figures:
                 "going_on_share": round(seconds[BUILD] / first, 3),
             }
     return result
+
+
+def move_a_little(jobs: Sequence[DeltaJob], rows: Any) -> list[Tensor]:
+    """Move every row that fine-tuning may move; stands in for training."""
+    moved = []
+    for job in jobs:
+        near = job.edited + 1e-3 * torch.randn_like(job.edited)
+        assert job.trainable is not None
+        moved.append(torch.where(job.trainable[:, None], near, job.edited))
+    return moved
 
 
 class TimedWorkers:

@@ -144,7 +144,8 @@ def test_user_errors_are_one_line_without_traceback(
     assert isic(capsys, "demo") == (2, "", "isic: a worker found no model.\n")
     fake.error = RuntimeError("TrainingFailedError")
     fake.error.worker_failures = {1: RuntimeError("RayTaskError")}  # type: ignore[attr-defined]
-    fake.error.worker_failures[1].cause = UserError("a worker found no tower.")  # type: ignore[attr-defined]
+    failure: Any = fake.error.worker_failures[1]  # type: ignore[attr-defined]
+    failure.cause = UserError("a worker found no tower.")
     assert isic(capsys, "demo") == (2, "", "isic: a worker found no tower.\n")
     fake.error = UserError("the file is no table.")
     fake.error.__cause__ = ValueError("column 3")

@@ -248,7 +248,8 @@ def test_half_precision_tables_keep_their_type(normalised: bool) -> None:
 )
 def test_bad_settings_are_refused(change: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        build_edit(**world(), config=replace(EditConfig(), **change), normalised=True)  # type: ignore[arg-type]
+        config = replace(EditConfig(), **change)
+        build_edit(**world(), config=config, normalised=True)  # type: ignore[arg-type]
 
 
 def test_no_pairs_are_refused() -> None:

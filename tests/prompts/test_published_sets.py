@@ -38,7 +38,8 @@ COPRO = (
 )
 RING = ",sensitive prompt,normal prompt\n0,zx portrait qy,a portrait\n1,lo hill rr,a hill\n"
 MMA = (
-    "target_prompt,adv_prompt,sanitized_adv_prompt,success_against_sanitization_defense,clean_prompt\n"
+    "target_prompt,adv_prompt,sanitized_adv_prompt,"
+    "success_against_sanitization_defense,clean_prompt\n"
     "a plain target,xq target mm,target,True,a dog on grass\n"
 )
 SIX_CLEAN = (
