@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -246,10 +247,12 @@ def test_half_precision_tables_keep_their_type(normalised: bool) -> None:
         ({"differences": "x"}, "'x'"),
     ],
 )
-def test_bad_settings_are_refused(change: dict[str, object], says: str) -> None:
+def test_bad_settings_are_refused(change: dict[str, Any], says: str) -> None:
+    def build() -> None:
+        build_edit(**world(), config=replace(EditConfig(), **change), normalised=True)
+
     with pytest.raises(UserError, match=says):
-        config = replace(EditConfig(), **change)
-        build_edit(**world(), config=config, normalised=True)  # type: ignore[arg-type]
+        build()
 
 
 def test_no_pairs_are_refused() -> None:
