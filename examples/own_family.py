@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from isic_ray.codebook import SafeCodebook
-from isic_ray.models.base import Family, SamplingSettings
+from isic_ray.models.base import SamplingSettings
+from isic_ray.models.catalogue import Family
 from isic_ray.models.families.adapter import Painter, VisualAdapter
 
 CLASS = "own_family:StripesModel"

@@ -155,7 +155,14 @@ def test_the_method_stands_alone() -> None:
             "runs.schema",
             "runs.shards",
         ),
-        *("runs.store", "runs.run", "metrics.statistics", "report.page"),
+        *(
+            "runs.store",
+            "models.catalogue",
+            "workflows.estimate",
+            "runs.run",
+            "metrics.statistics",
+            "report.page",
+        ),
     ],
 )
 def test_plain_modules_load_neither_ray_nor_torch(module: str) -> None:

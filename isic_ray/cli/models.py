@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from isic_ray.models.registry import REFUSED, known_families
+    from isic_ray.models.catalogue import REFUSED, known_families
 
     for family in known_families().values():
         skills = "draws, judges and rewrites" if family.judges else "draws"

@@ -85,7 +85,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from isic_ray.models.registry import tokens_per_picture
+    from isic_ray.models.catalogue import tokens_per_picture
     from isic_ray.prompts.sets import load_set
     from isic_ray.runs.schema import BENIGN, BUILD, HELD_OUT, UNSAFE
     from isic_ray.runs.shards import plan_shards

@@ -19,7 +19,7 @@ from isic_ray.codebook import SafeCodebook
 from isic_ray.codebook.explain import Explanation, explain
 from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
-from isic_ray.metrics.summary import SELF, Round, Summary, check_version
+from isic_ray.metrics.summary import RESULTS_VERSION, SELF, Round, Summary, check_version
 from isic_ray.metrics.verdicts import Verdicts
 from isic_ray.runs.quarantine import quarantined_samples
 from isic_ray.runs.run import Run
@@ -101,7 +101,8 @@ class RunResults:
         if not self.run.store.exists(EVIDENCE):
             return None
         evidence: dict[str, Any] = json.loads(self.run.store.get(EVIDENCE))
-        check_version(evidence, f"{self.run.store.uri}/{EVIDENCE}")
+        # Version 1 of this file had the same content.
+        check_version(evidence, f"{self.run.store.uri}/{EVIDENCE}", readable=(1, RESULTS_VERSION))
         return evidence if evidence["codebook"] == self.best else None
 
     @cached_property

@@ -6,7 +6,7 @@ the ``to_record`` and ``from_record`` methods here are the only writers and read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -250,9 +250,11 @@ class Summary:
         )
 
 
-def check_version(record: Record, where: str) -> None:
-    """Raise UserError unless ``record`` is of the version that this isic_ray writes."""
-    if record.get("schema") != RESULTS_VERSION:
+def check_version(
+    record: Record, where: str, readable: Container[Any] = (RESULTS_VERSION,)
+) -> None:
+    """Raise UserError, naming ``where``, unless ``record`` is of a ``readable`` version."""
+    if record.get("schema") not in readable:
         raise UserError(
             f"{where} has results of version {record.get('schema')}, but this isic_ray reads "
             f"version {RESULTS_VERSION}; give the command that wrote this file once more: it "

@@ -5,8 +5,8 @@ Shapes: B pictures of H by W pixels, N tokens per picture, K codebook rows of wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -50,29 +50,6 @@ class ModelSpec:
     codebook: Tensor  # [K,d] float32
     normalised: bool
     tokens_depend_on_codebook: bool
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is known of a model family without loading anything; `isic models` prints it.
-
-    Own families are listed in `isic_ray.models.registry`. A package adds its own by entry points
-    of the group ``isic_ray.families``, each of which names one `Family`.
-    """
-
-    name: str  # what model.family says
-    # "package.module:Class". The class has the class methods from_pretrained(name, dtype, device,
-    # trust_remote_code), spec(name) and files(directory); see `families.adapter.VisualAdapter`.
-    adapter: str
-    model_types: tuple[str, ...]  # the model_type values of config.json that it loads
-    checkpoints: str  # published checkpoints, for people
-    picture: str  # size of its pictures and tokens in each, for people
-    needs: str = ""  # what it needs beyond the checkpoint
-    judges: bool = True  # False: give judge.model, which then also rewrites
-    normalised: bool = False
-    tokens_depend_on_codebook: bool = False
-    # By name of a published checkpoint, for `isic plan`, which loads no model.
-    tokens_per_picture: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 class Renderer(torch.nn.Module):

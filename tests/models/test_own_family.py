@@ -111,6 +111,6 @@ def test_a_wrong_entry_point_is_named(
 
 
 def known_families_without_it() -> dict[str, object]:
-    from isic_ray.models.registry import FAMILIES
+    from isic_ray.models.catalogue import FAMILIES
 
     return {family.name: family for family in FAMILIES}
