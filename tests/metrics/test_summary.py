@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isic_ray.config.run import RunConfig, to_dict
+from isic_ray.config.run import RunConfig
 from isic_ray.errors import UserError
 from isic_ray.metrics.results import RunResults, read_rounds
 from isic_ray.metrics.summary import AUDIT, SELF, Quarantined, Round, Summary
@@ -24,7 +24,7 @@ def through_json(record: dict[str, Any]) -> dict[str, Any]:
 
 def make_run(path: Path) -> Run:
     config = RunConfig()
-    record = {"config": to_dict(config), "fingerprint": fingerprint(config), "plan": {}}
+    record = {"config": asdict(config), "fingerprint": fingerprint(config), "plan": {}}
     return Run.create_or_resume(str(path), {**record, "model_digest": "0"})
 
 
