@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from isic_ray.cli import main as cli
-from isic_ray.config.run import RunConfig, to_dict
+from isic_ray.config.run import RunConfig
 from isic_ray.runs.run import Run, fingerprint
 from tests.report.summaries import make_summary
 
@@ -24,7 +25,7 @@ COMMANDS = [
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     config = RunConfig()
-    record = {"config": to_dict(config), "fingerprint": fingerprint(config), "plan": {}}
+    record = {"config": asdict(config), "fingerprint": fingerprint(config), "plan": {}}
     return Run.create_or_resume(str(tmp_path / "run"), {**record, "model_digest": "0"})
 
 

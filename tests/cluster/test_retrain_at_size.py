@@ -21,9 +21,10 @@ import pytest
 from isic_ray.config.retrain import retrain_config
 from isic_ray.execution.pictures import find_pictures
 from isic_ray.execution.retrain_log import RetrainLog
+from isic_ray.execution.retraining import HARMLESS
 from isic_ray.runs.store import Store
 from isic_ray.workflows.loop import run_isic
-from isic_ray.workflows.retrain import HARMLESS, retrain
+from isic_ray.workflows.retrain import retrain
 from tests.cluster.pictures import write_pictures
 from tests.cluster.servers import has_s3_server, s3_server
 from tests.cluster.worker_loss import one_worker_killed

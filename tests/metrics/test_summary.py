@@ -83,6 +83,9 @@ def test_evidence_counts_for_the_codebook_that_it_was_measured_on(tmp_path: Path
         evidence = {"schema": 2, "codebook": codebook}
         run.store.put("evidence.json", json.dumps(evidence).encode())
         assert (RunResults.open(run.store.uri).evidence == evidence) is found
-    run.store.put("evidence.json", b'{"schema": 1, "codebook": "c1"}')
-    with pytest.raises(UserError, match=r"evidence.json has results of version 1, but this"):
+    older = {"schema": 1, "codebook": "c1"}
+    run.store.put("evidence.json", json.dumps(older).encode())
+    assert RunResults.open(run.store.uri).evidence == older
+    run.store.put("evidence.json", b'{"schema": 3, "codebook": "c1"}')
+    with pytest.raises(UserError, match=r"evidence.json has results of version 3, but this"):
         _ = RunResults.open(run.store.uri).evidence

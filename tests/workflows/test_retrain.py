@@ -15,9 +15,10 @@ from isic_ray.config.retrain import retrain_config
 from isic_ray.config.run import ModelConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.pictures import find_pictures, stream
+from isic_ray.execution.retraining import HARMLESS
 from isic_ray.models.registry import read_spec
 from isic_ray.runs.run import Run
-from isic_ray.workflows.retrain import HARMLESS, retrain
+from isic_ray.workflows.retrain import retrain
 from tests.cluster.pictures import write_pictures
 from tests.cluster.worker_loss import one_worker_killed
 
