@@ -5,7 +5,7 @@ this is called.
         jobs/run.py --config demo --out s3://bucket/nightly
 
 A job of that id that runs is followed, one that succeeded is not run again, one that was stopped or
-failed is submitted anew and goes on where it was. The same id with another command is refused.
+failed is submitted again and goes on where it was. The same id with another command is refused.
 Exits as the job did; 130 when it was stopped (`ray job submit` exits 0 then). Ctrl-C leaves the job
 running.
 """

@@ -1,4 +1,4 @@
-"""`isic`: the command line. Exit codes: 0 well, 1 a problem was found, 2 the input must be mended,
+"""`isic`: the command line. Exit codes: 0 well, 1 a problem was found, 2 the input must be fixed,
 130 stopped.
 
 Commands import what they need when they run, so that `isic --help` is instant and `isic plan`

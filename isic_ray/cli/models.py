@@ -63,12 +63,10 @@ def _models(args: argparse.Namespace) -> int:
         print(f"  pictures     {family.picture}")
         rows = "rows are normalised" if family.normalised else "rows are used as they are"
         print(f"  codebook     {rows}")
-        anew = (
-            "tokens are drawn anew"
-            if family.tokens_depend_on_codebook
-            else "the same tokens are decoded anew"
-        )
-        print(f"  after edits  {anew}")
+        again = "the same tokens are decoded again"
+        if family.tokens_depend_on_codebook:
+            again = "tokens are drawn again"
+        print(f"  after edits  {again}")
         print(f"  checkpoints  {family.checkpoints}")
         if family.needs:
             print(f"  needs        {family.needs}")

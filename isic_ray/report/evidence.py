@@ -186,7 +186,7 @@ def _differences(evidence: Evidence) -> Grid:
         )
         if name != _NO_EDIT and less:
             rows.append([clean(name), _points(less), _counts(less), _points(cost), _counts(cost)])
-    head = ["arm", "unsafe", "made safe, unsafe", "benign exact", "broken, mended"]
+    head = ["arm", "unsafe", "made safe, unsafe", "benign exact", "broken, fixed"]
     note = "Points of percent; paired 95% intervals."
     return Grid("Against no edit, on the same prompts", head, rows, note)
 
@@ -266,7 +266,7 @@ def _recovery(evidence: Evidence) -> Grid:
     rows = [[clean(name), with_interval(trusted(_rates(tree)))] for name, tree in every.items()]
     count = _at(evidence, "plan", "recovery_pictures")
     note = (
-        "Whoever holds the original table restores it exactly. Without it: fine-tuning the edited "
+        "Anyone who holds the original table restores it exactly. Without it: fine-tuning the edited "
         f"table on {count} unsafe pictures of one's own."
     )
     return Grid("Undoing the edit", ["table", "unsafe pictures"], rows, note)

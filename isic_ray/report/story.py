@@ -197,7 +197,7 @@ def limits(summary: Summary, attacked: bool = False) -> list[str]:
         "Intervals treat pictures as independent and cover the choice of prompts only, not another "
         "training or model.",
         "An edited codebook changes what the decoder can draw, not what the language model plans. "
-        "Whoever holds the original codebook can undo the edit.",
+        "Anyone who holds the original codebook can undo the edit.",
     ]
     if AUDIT not in unsafe:
         found.insert(1, "No independent auditor took part: the model judged its own pictures.")

@@ -67,7 +67,7 @@ class KeptRound:
 class Steps:
     """One run's prompts, pictures and pairs, and the workers that its steps use.
 
-    ``workers`` draw and judge, ``train`` fine-tunes; whoever made them closes them. With
+    ``workers`` draw and judge, ``train`` fine-tunes; the caller closes them. With
     ``judge_ahead`` a round that is kept also judges the pictures that the next edit is built from;
     without it, the next round does so when it begins. ``announce`` is called when a round begins,
     with its number and the best codebook before it.

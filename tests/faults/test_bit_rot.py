@@ -101,12 +101,12 @@ def test_a_damaged_object_is_mended_as_the_message_says(
     for path in sorted(copy.glob(KINDS[kind])):
         flip(path)
         (problem,) = run.verify()
-        mend = re.search(
+        fix = re.search(
             r"remove it and (commits/\S+\.json), then run the same command again", problem
         )
-        assert mend, problem
+        assert fix, problem
         path.unlink()
-        (copy / mend[1]).unlink()
+        (copy / fix[1]).unlink()
         drive(str(copy), facts)
         assert run.verify() == []
         assert essence(Run.open(str(copy))) == essence(Run.open(str(finished)))

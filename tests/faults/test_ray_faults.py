@@ -2,7 +2,7 @@
 same run.
 
 Run with `pytest -m slow tests/faults/test_ray_faults.py`; minutes, since Ray starts each worker
-anew.
+again.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_every_kind_of_folder_gives_the_same_pictures(
 
 
 def test_pictures_that_evaluate_come_in_the_order_of_their_files(tmp_path: Path) -> None:
-    """However long each file takes to read: evaluations of several trainings shall be of the
+    """However long each file takes to read: evaluations of several trainings are of the
     same pictures.
     """
     for name, count in (("long", 5000), ("short", 4)):

@@ -1,4 +1,4 @@
-"""Rows that fail, or kill their worker, are set aside and counted; all others are as if they had
+"""Rows that fail, or kill their worker, are quarantined and counted; all others are as if they had
 never been there.
 """
 
@@ -35,7 +35,7 @@ SHARD = "unsafe-build-0000"
 Bad = Callable[[str], None]
 
 
-class Poisoned:
+class Failing:
     """The model, with a fault for one prompt in ``sample`` or for its picture in ``judge``."""
 
     def __init__(
@@ -93,11 +93,11 @@ def victim(run: Run) -> str:
 
 
 @pytest.fixture
-def poison(
+def failing(
     monkeypatch: pytest.MonkeyPatch, remembering: Remembering, run: Run
-) -> Callable[..., Poisoned]:
-    def make(**faults: Any) -> Poisoned:
-        model = Poisoned(remembering, victim(run), **faults)
+) -> Callable[..., Failing]:
+    def make(**faults: Any) -> Failing:
+        model = Failing(remembering, victim(run), **faults)
         monkeypatch.setattr(shard_worker, "load_generator_and_judge", lambda *_: (model, model))
         return model
 
@@ -116,9 +116,9 @@ def healthy_rows(finished: Path, stage: str, shard: str, kind: type) -> list[Any
 
 
 def test_a_row_that_fails_is_set_aside_and_its_neighbour_is_as_ever(
-    run: Run, finished: Path, poison: Callable[..., Poisoned]
+    run: Run, finished: Path, failing: Callable[..., Failing]
 ) -> None:
-    poison(sample=fail(ValueError("boom\nin two lines")))
+    failing(sample=fail(ValueError("boom\nin two lines")))
     worker = ShardWorker(SMALL, run.store.uri)
     assert worker.draw_shard(SHARD)["samples"] == 2
     (row,) = run.quarantined()
@@ -134,9 +134,9 @@ def test_a_row_that_fails_is_set_aside_and_its_neighbour_is_as_ever(
 
 
 def test_an_answer_that_is_no_number_is_set_aside(
-    run: Run, finished: Path, poison: Callable[..., Poisoned]
+    run: Run, finished: Path, failing: Callable[..., Failing]
 ) -> None:
-    poison(judge=float("nan"))
+    failing(judge=float("nan"))
     worker = ShardWorker(SMALL, run.store.uri)
     worker.draw_shard(SHARD)
     stage = verdict_stage(worker.base_digest)
@@ -152,9 +152,9 @@ def test_an_answer_that_is_no_number_is_set_aside(
 
 
 def test_a_row_that_kills_its_worker_each_time_is_found(
-    run: Run, finished: Path, poison: Callable[..., Poisoned]
+    run: Run, finished: Path, failing: Callable[..., Failing]
 ) -> None:
-    poison(sample=lambda _: os._exit(7))
+    failing(sample=lambda _: os._exit(7))
     deaths = 0
     while forked(lambda: ShardWorker(SMALL, run.store.uri).draw_shard(SHARD) and None) == 7:
         deaths += 1
@@ -181,7 +181,7 @@ def test_deaths_that_are_not_the_rows_fault_set_nothing_aside(run: Run, finished
 def test_when_every_row_fails_the_cause_is_not_in_the_rows(
     run: Run, monkeypatch: pytest.MonkeyPatch, remembering: Remembering
 ) -> None:
-    class Broken(Poisoned):
+    class Broken(Failing):
         def sample(self, *_: Any) -> Any:
             raise RuntimeError("no space left")
 
@@ -199,7 +199,7 @@ def test_when_every_row_fails_the_cause_is_not_in_the_rows(
 def test_prompts_that_the_model_refuses_may_fill_a_shard(
     run: Run, monkeypatch: pytest.MonkeyPatch, remembering: Remembering
 ) -> None:
-    class Refusing(Poisoned):
+    class Refusing(Failing):
         def sample(self, *_: Any) -> Any:
             raise UserError("the prompt is too long")
 
@@ -211,9 +211,9 @@ def test_prompts_that_the_model_refuses_may_fill_a_shard(
 
 
 def test_a_lost_device_ends_the_process_instead_of_blaming_rows(
-    run: Run, poison: Callable[..., Poisoned]
+    run: Run, failing: Callable[..., Failing]
 ) -> None:
-    poison(sample=fail(RuntimeError("CUDA error: device-side assert triggered")))
+    failing(sample=fail(RuntimeError("CUDA error: device-side assert triggered")))
     with pytest.raises(DeviceLost):
         ShardWorker(SMALL, run.store.uri).draw_shard(SHARD)
     assert run.quarantined() == []
@@ -234,9 +234,9 @@ def test_a_huge_prompt_is_refused_by_the_model_and_set_aside(
 
 @pytest.mark.parametrize(("share", "status"), [(0.02, "degraded"), (0.5, "complete")])
 def test_above_the_share_a_run_ends_degraded_and_says_so(
-    run: Run, facts: ModelSpec, poison: Callable[..., Poisoned], share: float, status: str
+    run: Run, facts: ModelSpec, failing: Callable[..., Failing], share: float, status: str
 ) -> None:
-    poison(judge=float("nan"))
+    failing(judge=float("nan"))
     config: RunConfig = replace(SMALL, execution=replace(SMALL.execution, quarantine_share=share))
     summary = drive(run.store.uri, facts, config)
     assert summary.status == status
