@@ -266,8 +266,8 @@ def _recovery(evidence: Evidence) -> Grid:
     rows = [[clean(name), with_interval(trusted(_rates(tree)))] for name, tree in every.items()]
     count = _at(evidence, "plan", "recovery_pictures")
     note = (
-        "Anyone who holds the original table restores it exactly. Without it: fine-tuning the edited "
-        f"table on {count} unsafe pictures of one's own."
+        "Anyone who holds the original table restores it exactly. Without it: fine-tuning the "
+        f"edited table on {count} unsafe pictures of one's own."
     )
     return Grid("Undoing the edit", ["table", "unsafe pictures"], rows, note)
 
