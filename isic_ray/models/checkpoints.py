@@ -152,6 +152,20 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Hold back the bar that transformers draws per checkpoint, into the middle of our own."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
 def load_stock(
     kind: Any,
     directory: Path,
@@ -165,24 +179,22 @@ def load_stock(
     ``spreads``: the adapter can use a model whose layers lie on several devices. Raises UserError
     naming the first weight that is missing or has another shape than config.json says.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     read_headers(weight_files(directory))
     to_dtype = resolve_dtype(dtype)
     place = {"device_map": spread_map(kind, directory)} if spreads and device == SPREAD else {}
     to_device = None if place else resolve_device(device)
-    disable_progress_bar()  # transformers draws one per checkpoint, into the middle of our own
     try:
-        model, info = kind.from_pretrained(
-            directory,
-            dtype=to_dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            # checked below: transformers' own error names none of them
-            ignore_mismatched_sizes=True,
-            **place,
-        )
+        with _no_progress_bar():
+            model, info = kind.from_pretrained(
+                directory,
+                dtype=to_dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                # checked below: transformers' own error names none of them
+                ignore_mismatched_sizes=True,
+                **place,
+            )
     except Exception as error:
         raise UserError(
             f"{directory} could not be loaded as {kind.__name__}: {first_line(error)}"

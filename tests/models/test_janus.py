@@ -291,6 +291,20 @@ def test_renderer_gradients_reach_only_the_rows_used(janus: JanusModel) -> None:
     assert np.abs(levels.astype(int) - janus.decode(drawn).astype(int)).max() <= 1
 
 
+def test_loading_leaves_the_progress_bars_of_transformers_as_they_are(checkpoint: Path) -> None:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    try:
+        for setting in (logging.enable_progress_bar, logging.disable_progress_bar):
+            setting()
+            enabled = logging.is_progress_bar_enabled()
+            load_model(ModelConfig(name=str(checkpoint), device="cpu"))
+            assert logging.is_progress_bar_enabled() == enabled
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
 def test_checkpoint_round_trip(janus: JanusModel, checkpoint: Path) -> None:
     loaded = load_model(ModelConfig(name=str(checkpoint), device="cpu"))
     assert isinstance(loaded, JanusModel)
