@@ -170,6 +170,10 @@ def test_plain_modules_load_neither_ray_nor_torch(module: str) -> None:
     assert not outside(f"isic_ray.{module}") & HEAVY
 
 
+def test_processes_that_pass_units_on_load_little() -> None:
+    assert not loaded_by("isic_ray.execution.pool") & (HEAVY | {"pyarrow", "pydantic", "numpy"})
+
+
 def test_the_command_line_is_quick_to_load() -> None:
     modules = ["isic_ray.cli.main", *inside("commands")]
     eager = {found.target for module in modules for found in running(module) if found.eager}

@@ -15,12 +15,13 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from isic_ray.config.run import ExecutionConfig, RunConfig
 from isic_ray.errors import UserError
 from isic_ray.execution.progress import Meter, Progress, Throughput
-from isic_ray.runs.quarantine import DeviceLost
+
+if TYPE_CHECKING:
+    from isic_ray.config.run import ExecutionConfig, RunConfig
 
 # An actor that cannot start for good fails the run after so many tries in a row.
 _LOST_WHILE_LOADING = 3
@@ -37,7 +38,7 @@ class Worker(Protocol):
         ...
 
 
-WorkerClass = Callable[[RunConfig, str], Worker]
+WorkerClass = Callable[["RunConfig", str], Worker]
 
 
 class RayWorkers:
@@ -127,6 +128,8 @@ class WorkerActor:
 
     def __call__(self, batch: Batch) -> dict[str, list[str]]:
         """Run the units of a batch and return their counts as JSON."""
+        from isic_ray.runs.quarantine import DeviceLost
+
         if self._refusal:
             raise self._refusal
         try:
