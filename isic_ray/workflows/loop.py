@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from isic_ray.codebook import Edit
 from isic_ray.config.run import LoopConfig, RunConfig
 from isic_ray.execution.pool import RayWorkers
 from isic_ray.execution.progress import Progress
@@ -102,25 +103,13 @@ def try_round(number: int, best: KeptRound, config: RunConfig, steps: Steps) -> 
         if torch.equal(table, best.table):
             attempt = replace(attempt, note="no row passes the thresholds")
             break
-        digest = steps.publish(table, number, config.edit.method)
-        after = steps.judge_held_out(number, digest, best)
+        tried = steps.publish(table, number, config.edit.method)
+        after = steps.judge_held_out(number, tried, best)
         decision = decide(number, best.verdicts, after, base, config.loop)
-        attempt = replace(
-            attempt,
-            kept=decision.kept,
-            codebook=digest if decision.kept else best.codebook,
-            tried=digest,
-            note=decision.note,
-            test=decision.test,
-            figures=after.figures(),
-            strength=strength,
-            rank=0 if edit.basis is None else edit.basis.shape[1],
-            rows=int((table != steps.spec.codebook).any(1).sum()),
-            touched=steps.touched[digest],
-        )
-        if decision.kept and steps.judge_ahead and number < config.loop.max_rounds:
-            steps.judge_build(number, digest, best)
-        attempt = replace(attempt, sampled=attempt.sampled + steps.redrawn(digest))
+        attempt = _with_try(attempt, tried, strength, edit, table, after, decision, steps)
+        if decision.kept:
+            steps.prepare_next(number, tried, best)
+        attempt = replace(attempt, sampled=attempt.sampled + steps.redrawn(tried))
         if decision.kept:
             break
     return _timed(attempt, steps, started)
@@ -183,6 +172,32 @@ def create_run(
     )
     run.commit(PROMPTS, "all", prompts, Prompt)
     return run
+
+
+def _with_try(
+    attempt: Round,
+    tried: str,
+    strength: float,
+    edit: Edit,
+    table: torch.Tensor,
+    after: Verdicts,
+    decision: Decision,
+    steps: Steps,
+) -> Round:
+    """The round's record once a codebook was tried: what it measured, and what was decided."""
+    return replace(
+        attempt,
+        kept=decision.kept,
+        codebook=tried if decision.kept else attempt.codebook,
+        tried=tried,
+        note=decision.note,
+        test=decision.test,
+        figures=after.figures(),
+        strength=strength,
+        rank=0 if edit.basis is None else edit.basis.shape[1],
+        rows=int((table != steps.spec.codebook).any(1).sum()),
+        touched=steps.touched[tried],
+    )
 
 
 def _strengths(config: RunConfig) -> list[float]:

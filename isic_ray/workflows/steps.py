@@ -88,7 +88,7 @@ class Steps:
     ) -> None:
         self.config, self.run_dir, self.spec = config, run, spec
         self.workers, self.progress, self._train_jobs = workers, progress, train
-        self.judge_ahead, self.announce = judge_ahead, announce
+        self._judge_ahead, self.announce = judge_ahead, announce
         self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
         size = run.record["plan"]["shard_size"]
         self.shards = plan_shards(prompts, config.prompts.samples_per_prompt, size)
@@ -153,6 +153,11 @@ class Steps:
         """Judge the pictures from which the next edit is built."""
         stage = f"round {number}: judge build pictures"
         self.judge([codebook], self.of(BUILD), stage, best.codebook)
+
+    def prepare_next(self, number: int, codebook: str, best: KeptRound) -> None:
+        """Judge what the next edit is built from, if another round follows the kept ``number``."""
+        if self._judge_ahead and number < self.config.loop.max_rounds:
+            self.judge_build(number, codebook, best)
 
     def verdicts(self, codebook: str, split: str = "") -> Verdicts:
         """Return the verdicts under a codebook on the samples of a split ("": all)."""
