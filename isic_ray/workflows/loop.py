@@ -7,7 +7,8 @@ last one stopped.
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,12 +45,8 @@ def run_isic(config: RunConfig, out: str, verbose: bool = False) -> Summary:
     progress = Progress(watch=run.write_progress)
     with ray_session(config.execution, verbose):
         check_nodes(run.store.uri)
-        with (
-            closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
-            closing(training_groups(config, run, spec.codebook)) as trainers,
-        ):
-            train = partial(train_deltas, trainers, config.finetune, run)
-            return improve(config, Steps(config, run, prompts, spec, workers, train, progress))
+        with steps_of(config, run, prompts, spec, progress) as steps:
+            return improve(config, steps)
 
 
 def generate(config: RunConfig, out: str, verbose: bool = False) -> Round:
@@ -61,12 +58,25 @@ def generate(config: RunConfig, out: str, verbose: bool = False) -> Round:
     run = create_run(config, out, prompts, spec)
     with (
         ray_session(config.execution, verbose),
+        steps_of(config, run, prompts, spec, Progress()) as steps,
+    ):
+        return steps.draw_and_judge().round
+
+
+@contextmanager
+def steps_of(
+    config: RunConfig, run: Run, prompts: Sequence[Prompt], spec: ModelSpec, progress: Progress
+) -> Iterator[Steps]:
+    """Give a run's steps workers and trainers of their own, in the current Ray session.
+
+    They are closed at the end; after it the steps can still read what was committed.
+    """
+    with (
         closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
         closing(training_groups(config, run, spec.codebook)) as trainers,
     ):
         train = partial(train_deltas, trainers, config.finetune, run)
-        steps = Steps(config, run, prompts, spec, workers, train, Progress())
-        return steps.draw_and_judge().round
+        yield Steps(config, run, prompts, spec, workers, train, progress)
 
 
 def improve(config: RunConfig, steps: Steps) -> Summary:

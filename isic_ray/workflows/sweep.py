@@ -32,7 +32,7 @@ from isic_ray.runs.run import Run
 from isic_ray.runs.schema import BENIGN, HELD_OUT, UNSAFE, Prompt
 from isic_ray.runs.shards import codebook_blob
 from isic_ray.runs.store import Store
-from isic_ray.workflows.loop import create_run
+from isic_ray.workflows.loop import create_run, steps_of
 from isic_ray.workflows.steps import Steps
 from isic_ray.workflows.trial import Outcome, SharedWorkers, run_trial
 from isic_ray.workflows.worker import ShardWorker
@@ -116,12 +116,7 @@ def retest(
     """
     config = sweep.start_config()
     run, shared = create_run(config, f"{out}/retest", fresh, spec), Run.open(f"{out}/shared")
-    with (
-        closing(RayWorkers(ShardWorker, config, run.store.uri)) as workers,
-        closing(training_groups(config, run, spec.codebook)) as trainers,
-    ):
-        train = partial(train_deltas, trainers, config.finetune, run)
-        steps = Steps(config, run, fresh, spec, workers, train, progress)
+    with steps_of(config, run, fresh, spec, progress) as steps:
         steps.draw("retest: draw and judge")
         for digest in codebooks.values():
             if digest != steps.base:

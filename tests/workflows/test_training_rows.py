@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from isic_ray.metrics.verdicts import SELF, Verdicts
+from isic_ray.metrics.summary import SELF
+from isic_ray.metrics.verdicts import Verdicts
 from isic_ray.runs.schema import BENIGN, BUILD, OBJECT, UNSAFE, Pair, Sample, Verdict
 from isic_ray.workflows.training_rows import harmful_rows, safe_rows
 
